@@ -1,0 +1,51 @@
+"""Lumina-mGPT without ComfyUI: load a checkpoint, make a prompt, draw tokens, decode them to a picture."""
+
+from .errors import CheckpointError, InputError, LuminaError, PictureError
+from .families import Model, bundled, default_dtype, find, listing, load, tasks
+from .image import from_tensor, to_tensor
+from .memory import decode_nbytes, sampling_nbytes
+from .prompts import Prompt
+from .quant import FORMATS
+from .sampling import (
+    MODES,
+    AnswerFinished,
+    PictureFinished,
+    Progress,
+    RowFinished,
+    Sampling,
+    TextPiece,
+    generate,
+)
+from .unirep import UNIT, TokenGrid
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FORMATS",
+    "MODES",
+    "UNIT",
+    "AnswerFinished",
+    "CheckpointError",
+    "InputError",
+    "LuminaError",
+    "Model",
+    "PictureError",
+    "PictureFinished",
+    "Progress",
+    "Prompt",
+    "RowFinished",
+    "Sampling",
+    "TextPiece",
+    "TokenGrid",
+    "bundled",
+    "decode_nbytes",
+    "default_dtype",
+    "find",
+    "from_tensor",
+    "generate",
+    "listing",
+    "load",
+    "sampling_nbytes",
+    "tasks",
+    "to_tensor",
+]

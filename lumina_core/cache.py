@@ -1,0 +1,51 @@
+"""A static key-value cache: allocated once, written by index; a rollback is a cursor that does not advance."""
+
+from __future__ import annotations
+
+import torch
+
+
+class KVCache:
+    """Keys and values of every layer, each (rows, capacity, kv_heads, head_dim)."""
+
+    def __init__(self, layers: int, rows: int, capacity: int, kv_heads: int, head_dim: int, *, device, dtype):
+        shape = (rows, capacity, kv_heads, head_dim)
+        self.rows, self.capacity = rows, capacity
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+
+    @staticmethod
+    def nbytes(
+        layers: int, rows: int, capacity: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes the cache will take; nothing else is allocated."""
+        return 2 * layers * rows * capacity * kv_heads * head_dim * dtype.itemsize
+
+    def write(
+        self, layer: int, rows: torch.Tensor, positions: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """Stores k and v (R, T, kv_heads, head_dim) at `positions` (R, T) of `rows` (R, 1)."""
+        self.keys[layer][rows, positions] = k
+        self.values[layer][rows, positions] = v
+
+    def read(self, layer: int, rows: slice, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first `length` keys and values of a range of rows, (R, length, kv_heads, head_dim), without a copy."""
+        return self.keys[layer][rows, :length], self.values[layer][rows, :length]
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for more positions, table by table, so that one table is all that stands twice."""
+        for tables in (self.keys, self.values):
+            for i, old in enumerate(tables):
+                tables[i] = old.new_zeros(self.rows, capacity, *old.shape[2:])
+                tables[i][:, : self.capacity] = old
+        self.capacity = capacity
+
+    def free(self) -> None:
+        """Lets the memory go at once, whoever still holds the cache."""
+        self.keys.clear()
+        self.values.clear()
+
+    def copy_row(self, source: int, targets: slice, length: int) -> None:
+        """Gives every row of `targets` the first `length` entries of row `source`."""
+        for table in (*self.keys, *self.values):
+            table[targets, :length] = table[source : source + 1, :length]

@@ -1,0 +1,189 @@
+"""The command line: the nodes' jobs without ComfyUI. Settings have the names of the node inputs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import MODES, LuminaError, Sampling, __version__, commands
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; 0 when all is well, 2 with one line on stderr for a user's mistake, 130 after Ctrl-C.
+
+    `inspect` gives 2 for a checkpoint that cannot be used, `conformance` 1 when a case failed.
+    """
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args, say) or 0
+    except LuminaError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m lumina_core",
+        description="Lumina-mGPT without ComfyUI: draw pictures, look into checkpoints, train the bundled ones.",
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    for add in (
+        *(add_demo, add_generate, add_inspect, add_convert, add_download),
+        *(add_bench, add_conformance, add_train),
+    ):
+        add(verbs)
+    return top
+
+
+def add_demo(verbs: argparse._SubParsersAction) -> None:
+    p = verbs.add_parser("demo", help="draw a labelled contact sheet with the bundled checkpoint")
+    p.add_argument("--out", type=Path, default=Path("output"), metavar="DIR", help="folder (default: output)")
+    p.set_defaults(run=commands.run_demo)
+
+
+def add_generate(verbs: argparse._SubParsersAction) -> None:
+    p = verbs.add_parser("generate", help="draw a picture of a prompt")
+    p.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to draw, in words")
+    p.add_argument(
+        "--prompts", type=Path, metavar="FILE.jsonl", help="many pictures: a JSON object a line (README)"
+    )
+    add_model_options(p)
+    p.add_argument(
+        "--size", type=size, metavar="WxH", help="pixels, multiples of 32 (default: the checkpoint's own)"
+    )
+    add_sampling_options(p)
+    text = "PNG to write, a batch is numbered (default: picture.png); with --prompts a folder (default: pictures)"
+    p.add_argument("--out", type=Path, metavar="FILE|DIR", help=text)
+    p.set_defaults(run=commands.run_generate)
+
+
+def add_inspect(verbs: argparse._SubParsersAction) -> None:
+    p = verbs.add_parser(
+        "inspect",
+        help="tell what a checkpoint is, what it lacks and what memory it needs; reads headers only",
+    )
+    p.add_argument("path", metavar="PATH", help="checkpoint folder or file, image tokenizer, or bundled name")
+    add_vq_option(p)
+    p.set_defaults(run=commands.run_inspect)
+
+
+def add_convert(verbs: argparse._SubParsersAction) -> None:
+    from .convert import PRECISIONS
+
+    p = verbs.add_parser("convert", help="make one file of a whole checkpoint, smaller if wanted")
+    p.add_argument("folder", metavar="FOLDER", help="checkpoint folder, or bundled name")
+    p.add_argument("out", type=Path, metavar="OUT.safetensors", help="file to write")
+    p.add_argument("--precision", choices=list(PRECISIONS), help="of the transformer (default: as it is)")
+    add_vq_option(p)
+    p.set_defaults(run=commands.run_convert)
+
+
+def add_download(verbs: argparse._SubParsersAction) -> None:
+    from .hub import RELEASES
+
+    p = verbs.add_parser("download", help="fetch a released checkpoint; needs the huggingface_hub package")
+    p.add_argument("name", metavar="NAME", help=f"one of {', '.join(RELEASES)}")
+    p.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="where it goes, e.g. ComfyUI/models/lumina_mgpt"
+    )
+    p.set_defaults(run=commands.run_download)
+
+
+def add_bench(verbs: argparse._SubParsersAction) -> None:
+    from .bench import add_options
+
+    p = verbs.add_parser("bench", help="measure how fast pictures are drawn here, and against transformers")
+    add_model_options(p)
+    p.add_argument(
+        "--size", type=size, metavar="WxH", help="pixels, multiples of 32 (default: the checkpoint's own)"
+    )
+    add_options(p)
+    p.set_defaults(run=commands.run_bench)
+
+
+def add_conformance(verbs: argparse._SubParsersAction) -> None:
+    p = verbs.add_parser(
+        "conformance", help="hold the library to golden cases; the last line tells how it went"
+    )
+    p.add_argument("folder", type=Path, metavar="DIR", help="folder with an index.json")
+    p.set_defaults(run=commands.run_conformance)
+
+
+def add_train(verbs: argparse._SubParsersAction) -> None:
+    from .training.recipes import RECIPES
+
+    what = verbs.add_parser("train", help="train a bundled checkpoint, or evaluate one").add_subparsers(
+        metavar="WHAT", required=True
+    )
+    for name in RECIPES:
+        p = what.add_parser(name, help=f"make {name} from nothing; go on where an earlier run stopped")
+        out = Path("runs") / name
+        p.add_argument(
+            "--out", type=Path, default=out, metavar="DIR", help=f"folder (default: {out.as_posix()})"
+        )
+        p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+        p.set_defaults(run=commands.run_train, name=name)
+    judge = what.add_parser("evaluate", help="draw held-out captions and judge the pictures by their pixels")
+    add_model_options(judge)
+    add_sampling_options(judge)
+    judge.add_argument("--captions", type=int, default=200, help="how many (default: 200)")
+    judge.add_argument("--json", type=Path, metavar="FILE", help="also write the scores there")
+    judge.set_defaults(run=commands.run_evaluate)
+
+
+def add_vq_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--vq", type=Path, metavar="FILE", help="image tokenizer, when it is not beside the checkpoint"
+    )
+
+
+def add_model_options(p: argparse.ArgumentParser) -> None:
+    name = "nano-mgpt2"
+    p.add_argument(
+        "--model", default=name, metavar="NAME|PATH", help=f"bundled name, folder or file (default: {name})"
+    )
+    add_vq_option(p)
+    p.add_argument("--device", help="cpu, cuda, mps ... (default: the best there is)")
+    precisions = commands.PRECISIONS
+    p.add_argument(
+        "--precision", choices=precisions, default="auto", help="of the transformer (default: auto)"
+    )
+
+
+def add_sampling_options(p: argparse.ArgumentParser) -> None:
+    d = Sampling()
+    p.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
+    p.add_argument("--cfg", type=float, help="guidance; 1 is none (default: the family's, 4 for 2.0)")
+    p.add_argument("--temperature", type=float, help="0 always takes the likeliest (default: the family's)")
+    p.add_argument("--image-top-k", "--top-k", type=int, help="codes considered at each place; 0 is all")
+    p.add_argument("--decode", default=d.decode, help=f"{', '.join(MODES)} (default: {d.decode})")
+    p.add_argument("--window", type=window, metavar="N|auto", help="drafts a pass (default: auto)")
+    p.add_argument("--batch", type=int, default=1, help="pictures, with seeds seed, seed + 1, ...")
+
+
+def size(text: str) -> tuple[int, int]:
+    """The argument type of WxH."""
+    m = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not m:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, for example 96x64")
+    return int(m[1]), int(m[2])
+
+
+def window(text: str) -> int | None:
+    """The argument type of a window: a number, or None for auto."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"-?\d{1,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no window; write a number, or auto")
+    return int(text)

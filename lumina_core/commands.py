@@ -1,0 +1,255 @@
+"""What each verb of the command line does. Lines for the user go through `say`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from . import (
+    FORMATS,
+    UNIT,
+    InputError,
+    Model,
+    PictureFinished,
+    Progress,
+    Prompt,
+    Sampling,
+    default_dtype,
+    generate,
+    load,
+    many,
+)
+from .devices import pick_device
+from .files import write_whole
+from .sheet import contact_sheet
+
+Say = Callable[[str], None]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PRECISIONS = ("auto", *DTYPES, *FORMATS)
+DEMO = (
+    ("a red circle on the left and a blue square on the right, white background", (64, 64)),
+    ("a large yellow triangle in the center, black background", (64, 64)),
+    ("a green cross in the top left and a purple circle in the bottom right, gray background", (64, 64)),
+    ("an orange square at the top and a cyan triangle at the bottom, brown background", (64, 64)),
+    (
+        "a pink circle on the left, a yellow square in the center and a green cross on the right, black background",
+        (96, 64),
+    ),
+    ("a blue triangle on the left and an orange cross on the right, white background", (96, 64)),
+    (
+        "a small red square in the top right and a large cyan circle in the bottom left, gray background",
+        (64, 96),
+    ),
+    ("a purple triangle at the top and a yellow circle at the bottom, white background", (64, 96)),
+)
+
+
+def open_model(args: argparse.Namespace) -> Model:
+    """Loads the checkpoint the options name onto the device they name."""
+    device = pick_device(args.device)
+    quantise = args.precision if args.precision in FORMATS else None
+    dtype = DTYPES.get(args.precision) or default_dtype(args.model, device)
+    return load(args.model, vq_path=args.vq, device=device, dtype=dtype, quantise=quantise)
+
+
+def settings(model: Model, args: argparse.Namespace) -> Sampling:
+    """The sampling settings of the options; what is not given is the family's default."""
+    d = model.defaults
+
+    def given(value, default):
+        return default if value is None else value
+
+    return Sampling(
+        seed=args.seed,
+        cfg=given(args.cfg, d.cfg),
+        temperature=given(args.temperature, d.temperature),
+        image_top_k=given(args.image_top_k, d.image_top_k),
+        text_top_k=d.text_top_k,
+        decode=args.decode,
+        window=args.window,
+        batch=args.batch,
+        max_tokens=d.max_tokens,
+    )
+
+
+def draw(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing") -> list[np.ndarray]:
+    """The pictures (H, W, 3) of a prompt, with a progress bar on a terminal when it takes more than two seconds."""
+    pictures = []
+    with tqdm(desc=label, unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
+        for event in generate(model.transformer, model.vocabulary, prompt, sampling):
+            if isinstance(event, Progress):
+                bar.total = event.total
+                bar.update(event.done - bar.n)
+            elif isinstance(event, PictureFinished):
+                pictures.append(model.decode(event.grid.codes))
+    return pictures
+
+
+def default_size(model: Model) -> tuple[int, int]:
+    """The largest of the usual squares whose tokens leave room for a prompt."""
+    for side in (768, 512):
+        rows, columns = model.vocabulary.codes_shape((side // UNIT, side // UNIT))
+        if rows * (columns + 1) + 256 <= model.config.max_position_embeddings:
+            return side, side
+    return 64, 64
+
+
+def run_demo(args: argparse.Namespace, say: Say) -> None:
+    args.out = writable_folder(args.out)
+    model = load("nano-mgpt2")
+    cells = []
+    for n, (text, wh) in enumerate(tqdm(DEMO, desc="drawing", unit="picture", disable=None, file=sys.stderr)):
+        [picture] = draw(model, model.prompt(text, size=wh), defaults(model, seed=n))
+        cells.append((picture, f"{text}  ({wh[0]}x{wh[1]}, seed {n})"))
+    file = args.out / "demo.png"
+    sheet = contact_sheet(cells, columns=4)
+    write_whole(file, lambda part: sheet.save(part, "PNG"))
+    say(f"{len(cells)} pictures drawn by {model.name}: {file}")
+
+
+def defaults(model: Model, seed: int) -> Sampling:
+    d = model.defaults
+    return Sampling(seed=seed, cfg=d.cfg, temperature=d.temperature, image_top_k=d.image_top_k)
+
+
+def run_generate(args: argparse.Namespace, say: Say) -> None:
+    if args.prompts:
+        run_many(args, say)
+        return
+    if args.prompt is None:
+        raise InputError("There is nothing to draw: give a PROMPT, or --prompts FILE.jsonl.")
+    out = args.out or Path("picture.png")
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out is '{out}'; pictures are written as .png.")
+    writable_folder(out.parent)
+    model = open_model(args)
+    sampling = settings(model, args)
+    prompt = model.prompt(args.prompt, size=args.size or default_size(model))
+    pictures = draw(model, prompt, sampling)
+    for i, picture in enumerate(pictures):
+        file = out if len(pictures) == 1 else out.with_stem(f"{out.stem}_{i:02d}")
+        one = replace(sampling, seed=sampling.seed + i, batch=1)
+        many.save(file, Image.fromarray(picture), {"prompt": args.prompt, "model": model.name, **asdict(one)})
+        say(str(file))
+
+
+def run_many(args: argparse.Namespace, say: Say) -> None:
+    if args.prompt is not None:
+        raise InputError("Give a PROMPT or --prompts FILE.jsonl, not both.")
+    folder = writable_folder(args.out or Path("pictures"))
+    model = open_model(args)
+    with tqdm(desc="drawing", unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
+
+        def report(done: int, total: int, text: str) -> None:
+            bar.total = total
+            bar.set_description_str(text)
+            bar.update(done - bar.n)
+
+        size = args.size or default_size(model)
+        done = many.run(model, args.prompts, folder, settings(model, args), report, size=size)
+    for file, why in done.failed:
+        say(f"not drawn: {file.name}: {why}")
+    say(f"{len(done.drawn)} pictures drawn into {folder}, {done.skipped} were there already")
+
+
+def run_bench(args: argparse.Namespace, say: Say) -> None:
+    from . import bench
+
+    for line in bench.run(args, open_model, default_size):
+        say(line)
+
+
+def run_train(args: argparse.Namespace, say: Say) -> None:
+    from .training.recipes import train
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    train(args.name, writable_folder(args.out), say)
+
+
+def run_evaluate(args: argparse.Namespace, say: Say) -> None:
+    from .training.evaluate import evaluate_text_to_image, evaluate_tokenizer
+    from .training.recipes import RECIPES
+
+    model = open_model(args)
+    if model.name not in RECIPES:
+        raise InputError(
+            f"'{model.name}' was not trained on the world of shapes; there is {', '.join(RECIPES)}."
+        )
+    sizes = RECIPES[model.name].sizes
+    with tqdm(total=args.captions, desc="judging", unit="picture", disable=None, file=sys.stderr) as bar:
+        drawn = evaluate_text_to_image(
+            model, settings(model, args), sizes, args.captions, lambda *_: bar.update()
+        )
+    psnr, ceiling = evaluate_tokenizer(model, sizes, args.captions)
+    for line in drawn.lines():
+        say(line)
+    say(
+        f"image tokenizer: {psnr:.1f} dB; judged through it: {ceiling.colour:.1%} colour, {ceiling.shape:.1%} shape"
+    )
+    if args.json:
+        scores = {
+            "model": model.name,
+            "text_to_image": asdict(drawn),
+            "tokenizer_psnr": psnr,
+            "ceiling": asdict(ceiling),
+        }
+        write_whole(args.json, lambda part: part.write_text(json.dumps(scores, indent=1) + "\n", "utf-8"))
+
+
+def writable_folder(folder: Path) -> Path:
+    """The folder, made where it lacks; refused before any work when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"--out: the folder '{folder}' cannot be made ({e.strerror}).") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--out: nothing can be written to the folder '{folder}'.")
+    return folder
+
+
+def run_inspect(args: argparse.Namespace, say: Say) -> int:
+    from .inspection import inspect
+
+    report = inspect(args.path, vq_path=args.vq)
+    for line in report.lines():
+        say(line)
+    return 0 if report.usable else 2
+
+
+def run_convert(args: argparse.Namespace, say: Say) -> None:
+    from .convert import convert
+
+    with tqdm(
+        desc="converting", unit="B", unit_scale=True, delay=2, disable=None, leave=False, file=sys.stderr
+    ) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        out = convert(args.folder, args.out, args.precision, vq_path=args.vq, report=report)
+    say(f"{out} ({out.stat().st_size / 1e6:,.1f} MB), written and read back")
+
+
+def run_download(args: argparse.Namespace, say: Say) -> None:
+    from . import hub
+
+    say(f"complete: {hub.download(args.name, args.folder, report=say)}")
+
+
+def run_conformance(args: argparse.Namespace, say: Say) -> int:
+    from .conformance import run
+
+    _, failed, _ = run(args.folder, say)
+    return 1 if failed else 0

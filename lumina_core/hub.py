@@ -1,0 +1,220 @@
+"""Fetches the files of a released checkpoint through `huggingface_hub`. Only on the user's own request."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Protocol
+
+from .errors import InputError, LuminaError
+
+WANTED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "text_tokenizer.json",
+    "model*.safetensors*",
+)
+CHAMELEON = (
+    "{title} is built on Meta's Chameleon and comes under the Chameleon Research License: research and other "
+    "non-commercial use only. Read it before you go on: https://ai.meta.com/resources/models-and-libraries/"
+    "chameleon-license"
+)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file in a repository; `nbytes` is None where the repository does not say."""
+
+    repo: str
+    name: str
+    nbytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released checkpoint and the image tokenizer it needs."""
+
+    name: str
+    family: str
+    title: str
+    repo: str
+    about: str
+    nbytes: int  # of the weights, about
+    vq: RemoteFile | None
+    licence: str | None = None
+    by_hand: str | None = None  # what nobody offers for download without signing
+
+
+class Hub(Protocol):
+    """What is used of the module `huggingface_hub`; tests hand in their own."""
+
+    def hf_hub_download(self, *, repo_id: str, filename: str, local_dir: str) -> str: ...
+
+    def HfApi(self): ...
+
+
+VQGAN = (
+    "The image tokenizer of Lumina-mGPT 1.0 (vqgan.ckpt, 275 MB, and vqgan.yaml) cannot be fetched from here: Meta "
+    "gives it out with Chameleon at https://github.com/facebookresearch/chameleon. Put vqgan.ckpt into {folder}."
+)
+MOVQ = RemoteFile("ai-forever/MoVQGAN", "movqgan_270M.ckpt")
+VQ8 = RemoteFile("FoundationVision/LlamaGen", "vq_ds8_c2i.pt")
+
+
+def _mgpt1(size: str, about: str, nbytes: int) -> Release:
+    name = f"Lumina-mGPT-{size}"
+    return Release(
+        name,
+        "mgpt1",
+        "Lumina-mGPT 1.0",
+        f"Alpha-VLLM/{name}",
+        about,
+        nbytes,
+        None,
+        CHAMELEON.format(title="Lumina-mGPT 1.0"),
+        VQGAN,
+    )
+
+
+def _mgpt2(name: str, about: str) -> Release:
+    return Release(name, "mgpt2", "Lumina-mGPT 2.0", f"Alpha-VLLM/{name}", about, 15_760_000_000, MOVQ)
+
+
+RELEASES: dict[str, Release] = {
+    r.name: r
+    for r in (
+        _mgpt1("7B-512", "text to image at 512 px, captions", 14_030_000_000),
+        _mgpt1("7B-768", "text to image at 768 px, captions", 14_030_000_000),
+        _mgpt1("7B-768-Omni", "all tasks at 768 px", 14_030_000_000),
+        _mgpt1("7B-1024", "text to image at 1024 px, captions", 14_030_000_000),
+        _mgpt1("34B-512", "text to image at 512 px, captions", 68_590_000_000),
+        _mgpt2("Lumina-mGPT-2.0", "text to image and image pairs at 768 px"),
+        _mgpt2("Lumina-mGPT-2.0-Omni", "all tasks"),
+        Release(
+            "PURE",
+            "pure",
+            "PURE",
+            "nonwhy/PURE",
+            "super-resolution of real-world pictures",
+            14_160_000_000,
+            VQ8,
+            CHAMELEON.format(title="PURE"),
+        ),
+    )
+}
+
+
+def find(name: str) -> Release:
+    """A release by its name, its repository, or a family's id when that has one release only."""
+    low = name.lower()
+    hits = [r for r in RELEASES.values() if low in (r.name.lower(), r.repo.lower())]
+    hits = hits or [r for r in RELEASES.values() if low == r.family]
+    if len(hits) != 1:
+        which = [r.name for r in hits] or list(RELEASES)
+        raise InputError(f"'{name}' is no release that can be fetched; choose one of {', '.join(which)}.")
+    return hits[0]
+
+
+def download(
+    name: str,
+    folder: str | Path,
+    *,
+    report: Callable[[str], None],
+    hub: Hub | None = None,
+) -> Path:
+    """Fetches a release into `folder`/<its name> with its image tokenizer; returns that folder.
+
+    `report` takes lines for the user: first the licence note, then what is fetched. Files that are there in full size
+    are skipped and broken-off ones resumed; every size is checked against the repository's. The library draws the
+    progress bars. Raises `InputError` for the name or a full disk, `LuminaError` when a file cannot be had.
+    """
+    release = find(name)
+    target = Path(folder).expanduser() / release.name
+    if release.licence:
+        report(release.licence)
+    hub = hub or _library()
+    files = _listed(hub, release)
+    waiting = [f for f in files if not _whole(target, f)]
+    need = sum(f.nbytes or 0 for f in waiting)
+    report(
+        f"{release.title}, {release.about}: {len(files)} files into {target}, {len(files) - len(waiting)} there "
+        f"already, {need / 1e9:.1f} GB to fetch"
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target).free
+    if need > free:
+        raise InputError(
+            f"'{target}' has {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB are to be fetched. Free some room or give "
+            "another folder."
+        )
+    for i, file in enumerate(waiting, 1):
+        report(
+            f"{i}/{len(waiting)} {file.repo}/{file.name}"
+            + (f" {file.nbytes / 1e6:.0f} MB" if file.nbytes else "")
+        )
+        _fetch(hub, file, target)
+    if release.by_hand:
+        report(release.by_hand.format(folder=target))
+    return target
+
+
+def _library() -> Hub:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise LuminaError(
+            "Downloading needs the package huggingface_hub: `pip install huggingface_hub`, then run the same command."
+        ) from None
+    return huggingface_hub
+
+
+def _listed(hub: Hub, release: Release) -> list[RemoteFile]:
+    """The files of a release with their sizes, as the repositories list them now."""
+    files = []
+    for repo, patterns in (
+        (release.repo, WANTED),
+        (release.vq and release.vq.repo, (release.vq and release.vq.name,)),
+    ):
+        if not repo:
+            continue
+        try:
+            listed = hub.HfApi().model_info(repo, files_metadata=True).siblings
+        except Exception as e:  # the library has its own errors for network, access and names
+            raise LuminaError(
+                f"{repo} cannot be listed: {_line(e)}. Check the network, then run it again."
+            ) from e
+        hits = [s for s in listed if any(fnmatch(s.rfilename, p) for p in patterns)]
+        if not any(s.rfilename.endswith((".safetensors", *patterns[:1])) for s in hits):
+            raise LuminaError(
+                f"{repo} does not hold {patterns[0]} any more; look at https://huggingface.co/{repo}."
+            )
+        files += [RemoteFile(repo, s.rfilename, getattr(s, "size", None)) for s in hits]
+    return files
+
+
+def _whole(target: Path, file: RemoteFile) -> bool:
+    path = target / file.name
+    return path.is_file() and file.nbytes in (None, path.stat().st_size)
+
+
+def _fetch(hub: Hub, file: RemoteFile, target: Path) -> None:
+    try:
+        hub.hf_hub_download(repo_id=file.repo, filename=file.name, local_dir=str(target))
+    except Exception as e:  # as above
+        raise LuminaError(
+            f"{file.repo}/{file.name} broke off: {_line(e)}. Run the same command to go on where it stopped."
+        ) from e
+    path = target / file.name
+    if not _whole(target, file):
+        size = path.stat().st_size if path.is_file() else 0
+        raise LuminaError(
+            f"{path} has {size} bytes, {file.nbytes} are expected. Delete it and run the same command again."
+        )
+
+
+def _line(e: Exception) -> str:
+    return (str(e).strip() or repr(e)).splitlines()[0].rstrip(".")

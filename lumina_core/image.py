@@ -1,0 +1,133 @@
+"""Pictures between the outside (PIL, bytes) and the networks: transparency, allowed sizes, crops, value range.
+
+Source: upstream `data/convertsation.py`, `data/item_processor.py` (`var_center_crop`, `generate_crop_size_list`).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .errors import InputError
+from .unirep import UNIT
+
+
+def allowed_sizes(target: int, unit: int = UNIT, max_ratio: float = 4.0) -> list[tuple[int, int]]:
+    """Sizes (width, height) of about target x target pixels that a checkpoint was trained on, widest first."""
+    units = (target // unit) ** 2
+    sizes, w, h = [], units, 1
+    while w > 0:
+        if max(w, h) / min(w, h) <= max_ratio:
+            sizes.append((w * unit, h * unit))
+        if (h + 1) * w <= units:
+            h += 1
+        else:
+            w -= 1
+    return sizes
+
+
+def nearest_size(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The allowed size that cuts away least; ties go to the larger width, then the larger height."""
+
+    def kept(size: tuple[int, int]) -> float:
+        a, b = size[0] / width, size[1] / height
+        return min(a, b) / max(a, b)
+
+    return max(sizes, key=lambda size: (kept(size), size))
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """How a picture becomes `size`: BOX halvings, one BICUBIC resize, a cut."""
+
+    size: tuple[int, int]
+    halvings: tuple[tuple[int, int], ...]
+    resize: tuple[int, int]
+
+    @property
+    def slack(self) -> tuple[int, int]:
+        """Pixels (horizontal, vertical) that the cut leaves over."""
+        return self.resize[0] - self.size[0], self.resize[1] - self.size[1]
+
+    @property
+    def centre(self) -> tuple[int, int]:
+        """Left and upper edge of a cut in the middle."""
+        return self.slack[0] // 2, self.slack[1] // 2
+
+    def anywhere(self, rng: random.Random) -> tuple[int, int]:
+        """Left and upper edge of a random cut, drawn in this order as upstream 1.0 and PURE do."""
+        return rng.randint(0, self.slack[0]), rng.randint(0, self.slack[1])
+
+
+def plan_crop(width: int, height: int, size: tuple[int, int]) -> CropPlan:
+    """The steps from a picture's size to `size`, as upstream takes them."""
+    halvings = []
+    while width >= 2 * size[0] and height >= 2 * size[1]:
+        width, height = width // 2, height // 2
+        halvings.append((width, height))
+    scale = max(size[0] / width, size[1] / height)
+    return CropPlan(size, tuple(halvings), (round(width * scale), round(height * scale)))
+
+
+def crop(
+    picture: Image.Image,
+    size: tuple[int, int],
+    at: tuple[int, int] | None = None,
+    rng: random.Random | None = None,
+) -> Image.Image:
+    """A picture cut to `size` (width, height): at the centre, at the edges `at`, or where `rng` says."""
+    if picture.size == size:
+        return picture
+    plan = plan_crop(*picture.size, size)
+    for step in plan.halvings:
+        picture = picture.resize(step, Image.Resampling.BOX)
+    picture = picture.resize(plan.resize, Image.Resampling.BICUBIC)
+    left, top = at or (plan.anywhere(rng) if rng else plan.centre)
+    return picture.crop((left, top, left + size[0], top + size[1]))
+
+
+def stretch(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture resized (BICUBIC) to exactly `size`; its proportions are not kept."""
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """RGB of any picture; transparency is blended on white in float and truncated, as upstream does."""
+    if picture.mode == "RGB":
+        return picture
+    rgba = np.asarray(picture.convert("RGBA"))
+    if rgba[..., 3].min() == 255:
+        return picture.convert("RGB")
+    alpha = rgba[..., 3:] / 255.0
+    blended = rgba[..., :3] * alpha + 255.0 * (1 - alpha)
+    return Image.fromarray(blended.astype(np.uint8), "RGB")
+
+
+def to_network(picture: Image.Image) -> torch.Tensor:
+    """An RGB picture as (1, 3, H, W) float32 in [-1, 1]."""
+    values = np.asarray(picture, np.float64) / 255.0 * 2 - 1
+    return torch.from_numpy(values).float().movedim(-1, 0)[None]
+
+
+def from_tensor(images: torch.Tensor) -> list[Image.Image]:
+    """RGB pictures of a float batch (B, H, W, C) in 0..1, C 1, 3 or 4 (alpha blends on white); NaN counts as 0."""
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
+        raise InputError(
+            f"The image has shape {tuple(images.shape)}; (batch, height, width, 1, 3 or 4) is expected."
+        )
+    values = (
+        (images.detach().float().cpu().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+    )
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[values.shape[-1]]
+    return [
+        on_white(Image.fromarray(v.squeeze(-1).numpy() if mode == "L" else v.numpy(), mode)) for v in values
+    ]
+
+
+def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
+    """A float batch (B, H, W, 3) in 0..1 of pictures of one size in bytes (H, W, 3)."""
+    return torch.from_numpy(np.stack(pictures)).float() / 255

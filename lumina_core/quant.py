@@ -1,0 +1,165 @@
+"""Weight-only quantised Linears: int8 with a scale a row, fp8 (e4m3) with one scale a tensor.
+
+On disk `X.weight` holds the small numbers and `X.weight_scale` (float32; (rows,) for int8, one number for fp8) what to
+multiply them by; `X.comfy_quant` repeats the format of fp8 in ComfyUI's convention. In memory the same two tensors
+stay; the product is taken in the input's type and scaled after. Layers with a bias, embeddings, norms and the output
+head are never quantised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .errors import CheckpointError
+
+FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+SCALE, COMFY = ".weight_scale", ".comfy_quant"
+
+
+def quantise(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Small weight (rows, columns) and float32 scale, (rows,) for 'int8' and () for 'fp8', of a float weight."""
+    w = weight.float()
+    if kind == "int8":
+        scale = w.abs().amax(1) / 127
+        scale = torch.where(scale > 0, scale, 1.0)
+        return (w / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+    most = torch.finfo(FORMATS[kind]).max
+    scale = w.abs().amax() / most
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (w / scale).clamp_(-most, most).to(FORMATS[kind]), scale
+
+
+def restore(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The float weight that a small weight stands for."""
+    return (weight.float() * (scale[:, None] if scale.ndim else scale)).to(dtype)
+
+
+def comfy_note() -> torch.Tensor:
+    """The `comfy_quant` tensor of an fp8 layer: JSON in bytes, padded to whole words."""
+    text = json.dumps({"format": "float8_e4m3fn"}).encode()
+    return torch.frombuffer(bytearray(text.ljust(-(-len(text) // 8) * 8)), dtype=torch.uint8)
+
+
+def format_of(entries: Mapping) -> str | None:
+    """'int8' or 'fp8' when some layers of a checkpoint are stored with scales, else None."""
+    for name in entries:
+        if name.endswith(SCALE):
+            dtype = entries[name.removesuffix(SCALE) + ".weight"].dtype
+            kind = next((k for k, v in FORMATS.items() if v == dtype), None)
+            if kind is None:
+                raise CheckpointError(
+                    f"'{name}' scales weights of type {dtype}; int8 and float8_e4m3fn are known."
+                )
+            return kind
+    return None
+
+
+def eligible(module: nn.Module) -> list[str]:
+    """Names of the Linears that may be quantised: those without bias inside the layers."""
+    return [
+        name
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Linear) and getattr(m, "bias", None) is None and name != "lm_head"
+    ]
+
+
+def scaled_linear(base: type[nn.Linear]) -> type[nn.Linear]:
+    """A Linear class on top of the injected one, whose small weight is multiplied by `weight_scale` after the product.
+
+    A host's class casts and moves the weight as it does any other; numbers up to 127 and fp8 are exact in 16 bit.
+    """
+
+    class ScaledLinear(base):
+        comfy_cast_weights = True  # a host's class must cast: int8 has no product with the input's type
+
+        def __init__(self, rows: int, columns: int, kind: str):
+            # built as float, because some initialisers refuse small types; the real weight is assigned later
+            super().__init__(columns, rows, bias=False, device="meta", dtype=torch.float32)
+            shape = (rows,) if kind == "int8" else ()
+            self.weight_scale = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+            self.requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = (
+                F.linear(x, self.weight.to(x.dtype))
+                if base.forward is nn.Linear.forward
+                else super().forward(x)
+            )
+            return (y * self.weight_scale.to(y.device)).to(x.dtype)
+
+        def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest):
+            # taken out first: a host's class may know nothing of it
+            name = prefix + "weight_scale"
+            scale = state_dict.pop(name, None)
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+            if scale is not None:
+                self.weight_scale = nn.Parameter(scale, requires_grad=False)
+                missing[:] = [m for m in missing if m != name]
+
+    return ScaledLinear
+
+
+def swap(module: nn.Module, names: Iterable[str], kind: str, ops=nn) -> None:
+    """Replaces the named Linears of a module on the `meta` device by scaled ones, still empty."""
+    cls = scaled_linear(ops.Linear)
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        parent = module.get_submodule(owner)
+        old = getattr(parent, leaf)
+        setattr(parent, leaf, cls(old.out_features, old.in_features, kind))
+
+
+def stored_shapes(plain: nn.Module, entries: Mapping) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that should be read, with the scales of layers that are stored small.
+
+    `plain` is the transformer of float layers. A `CheckpointError` names a layer that must not be stored so.
+    """
+    expected = {name: tuple(t.shape) for name, t in plain.state_dict().items()}
+    kind = format_of(entries)
+    scaled = [n.removesuffix(SCALE) for n in entries if n.endswith(SCALE)]
+    if odd := sorted(set(scaled) - set(eligible(plain))):
+        raise CheckpointError(
+            f"Layer '{odd[0]}' is stored as {kind}; only Linears without bias inside the layers can be. Convert the "
+            "original checkpoint again."
+        )
+    for name in scaled:
+        expected[name + SCALE] = expected[name + ".weight"][:1] if kind == "int8" else ()
+    return expected
+
+
+def prepare(
+    transformer: nn.Module, plain: nn.Module, entries: Mapping, wanted: str | None, ops=nn
+) -> tuple[set[str], str | None]:
+    """Gives an empty transformer its scaled Linears: those stored so, or with `wanted` all that may be.
+
+    Returns the names of the scaled layers and their kind (None when there are none).
+    """
+    stored = format_of(entries)
+    kind = stored or wanted
+    if kind is None:
+        return set(), None
+    scaled = {n.removesuffix(SCALE) for n in entries if n.endswith(SCALE)} if stored else set(eligible(plain))
+    swap(transformer, scaled, kind, ops)
+    return scaled, kind
+
+
+def placer(device, dtype: torch.dtype, scaled: set[str] = frozenset(), kind: str | None = None):
+    """For `weights.fill`: moves a tensor, casts floats to `dtype`, keeps or makes small weights of scaled layers."""
+
+    def place(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        owner, _, leaf = name.rpartition(".")
+        if owner in scaled and leaf == "weight":
+            if tensor.dtype == FORMATS[kind]:
+                return {leaf: tensor.to(device)}
+            small, scale = quantise(tensor, kind)
+            return {leaf: small.to(device), "weight_scale": scale.to(device)}
+        if leaf == "weight_scale":
+            return {leaf: tensor.to(device, torch.float32)}
+        return {leaf: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)}
+
+    return place

@@ -1,0 +1,195 @@
+"""A free answer: text and pictures, in any order and number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import PictureError
+from ..unirep import TokenGrid, Vocabulary
+from .contexts import Contexts
+from .events import AnswerFinished, Event, PictureFinished, Progress, Sampling, TextPiece
+from .logits import draw, gumbel, keep_by_entropy, keep_top, noise_key
+from .room import check_bytes
+from .text import DRAFTS, Writer
+from .window import painter_of
+
+if TYPE_CHECKING:
+    from ..prompts import Prompt
+    from ..transformer import Transformer
+
+
+ROOM = 256  # positions of the cache behind the text so far
+
+
+class Answer:
+    """One free answer: text and pictures, as the model chooses."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        vocabulary: Vocabulary,
+        prompt: Prompt,
+        sampling: Sampling,
+        index: int,
+        free: int | None = None,
+    ):
+        self.transformer, self.vocabulary, self.prompt = transformer, vocabulary, prompt
+        self.sampling, self.index, self.free = sampling, index, free
+        self.most = min(transformer.config.max_position_embeddings, len(prompt.tokens) + sampling.max_tokens)
+        self.stop = vocabulary.image_end if prompt.expects == "image" else vocabulary.separator
+        self.tokens: list[int] = []
+
+    def write(self) -> Iterator[Event]:
+        """Yields pieces of text and pictures until the stop token or a limit, then how it ended."""
+        guided, length = self.sampling.cfg != 1.0, len(self.prompt.tokens)
+        self.contexts = Contexts(self.transformer, 1, guided, length + ROOM)
+        try:
+            reason = yield from self._write()
+        finally:
+            self.contexts.free()
+        if self.prompt.expects == "image" and not self.vocabulary.pictures(self.tokens):
+            raise PictureError(
+                f"The model drew no whole picture within {len(self.tokens)} tokens. Try another seed or prompt, set "
+                "the size, or allow more tokens."
+            )
+        yield AnswerFinished(self.index, tuple(self.tokens), reason)
+
+    def _write(self) -> Iterator[Event]:
+        v = self.vocabulary
+        hidden = self.contexts.prefill(self.prompt.tokens)
+        writer = Writer(self.contexts, self._drawn_text, self.sampling.decode != "ar")
+        writer.drafts.extend(self.prompt.tokens)
+        while True:
+            self.contexts.reserve(self._end() + DRAFTS + 1, ROOM)
+            if hidden is None:
+                run = self._cut(writer.run(len(self.tokens), self._left()))
+                self.contexts.move(len(run), unconditional=False)
+            else:
+                run, hidden = self._drawn_text(hidden, len(self.tokens)), None
+            writer.drafts.extend(run)
+            for token in run:
+                self.tokens.append(token)
+                yield Progress(len(self.tokens), self.most - len(self.prompt.tokens))
+                if token == self.stop:
+                    return "stop"
+                if token != v.image_start:
+                    yield TextPiece(self.index, (token,))
+            if token == v.image_start:
+                begun = len(self.tokens)
+                hidden = yield from self._picture()
+                if hidden is None:
+                    return "picture"
+                if v.image_end == self.stop:
+                    return "stop"
+                writer.drafts.extend(self.tokens[begun:])
+            if self._left() <= 0:
+                return "limit"
+
+    def _cut(self, run: list[int]) -> list[int]:
+        """The run up to the token behind which something else than text begins."""
+        for i, token in enumerate(run):
+            if token in (self.stop, self.vocabulary.image_start):
+                return run[: i + 1]
+        return run
+
+    def _picture(self) -> Iterator[Event]:
+        """Draws sizes, unless they are set, and codes; gives the state behind the picture, None if it cannot fit."""
+        v = self.vocabulary
+        hidden = None
+        if self.prompt.units is not None:
+            units = self.prompt.units
+            header = v.header(units)
+            if len(header) - 1 + self._needs(units) <= self._left():
+                self._reserve(units)
+                self.tokens += header[1:]
+                hidden = self._feed(header)
+        else:
+            units, hidden = self._sizes()
+        if hidden is None:
+            return None
+        if self.transformer.config.mask_image_logits:
+            raise PictureError(
+                "The model began a picture, but its config.json sets 'mask_image_logits', which keeps codes from being "
+                "drawn. Load a checkpoint that was trained to draw."
+            )
+        mine = range(self.index, self.index + 1)
+        painter = painter_of(self.contexts, v, self.prompt, self.sampling, mine, v.codes_shape(units))
+        painter.start(hidden, self.tokens[-3:], len(self.tokens))
+        yield from painter.paint()
+        codes = painter.codes[0].cpu()
+        self.tokens += [*v.rows(codes), v.image_end]
+        yield PictureFinished(self.index, TokenGrid(codes, self.prompt.family, self.prompt.panels))
+        if self.stop == v.image_end or self._left() <= 0:
+            return painter.hidden  # nothing is drawn behind it, so its last tokens need no pass
+        end = torch.tensor([[v.image_end]], device=painter.tail.device)
+        return self.contexts.advance(torch.cat([painter.tail, end], 1), unconditional=False)
+
+    def _sizes(self) -> tuple[tuple[int, int], torch.Tensor | None]:
+        """Draws height and width freely; with them the state behind them, or None where the picture cannot fit."""
+        units = []
+        token = self.vocabulary.image_start
+        for side in ("height", "width"):
+            if self._left() <= 0:
+                return (0, 0), None
+            hidden = self._feed([token])
+            [token] = self._drawn(
+                hidden, len(self.tokens), self.sampling.image_top_k, self.prompt.entropy_top_k
+            )
+            size = self.vocabulary.size_of(token)
+            if size is None:
+                raise PictureError(
+                    f"The model gave token {token} as a picture's {side}; that is no size token. Try another seed, or "
+                    "set the size."
+                )
+            self.tokens.append(token)
+            units.append(size)
+        fits = self._needs(tuple(units)) <= self._left()
+        if fits:
+            self._reserve(tuple(units))
+        return tuple(units), self._feed([token]) if fits else None
+
+    def _reserve(self, units: tuple[int, int]) -> None:
+        """Makes room for a picture whose start was drawn, or raises `InputError` when there is none."""
+        capacity = self._end() + 2 + self._needs(units) + self.sampling.spare
+        grown = capacity - self.contexts.cache.capacity
+        if grown > 0:
+            nbytes = Contexts.nbytes(self.transformer, 1, self.sampling.cfg != 1.0, grown)
+            check_bytes(nbytes, self.free, self.contexts.device, units)
+            self.contexts.reserve(capacity)
+
+    def _needs(self, units: tuple[int, int]) -> int:
+        """Tokens of a picture behind its sizes."""
+        h, w = self.vocabulary.codes_shape(units)
+        return h * (w + 1) + 1
+
+    def _end(self) -> int:
+        """Positions taken so far, prompt included."""
+        return len(self.prompt.tokens) + len(self.tokens)
+
+    def _left(self) -> int:
+        """Tokens that may still be drawn."""
+        return self.most - self._end()
+
+    def _feed(self, tokens: list[int]) -> torch.Tensor:
+        ids = torch.tensor([tokens], device=self.contexts.device)
+        return self.contexts.advance(ids, unconditional=False)
+
+    def _drawn_text(self, hidden: torch.Tensor, place: int) -> list[int]:
+        return self._drawn(hidden, place, self.sampling.text_top_k, None)
+
+    def _drawn(
+        self, hidden: torch.Tensor, place: int, top_k: int, entropy_top_k: tuple[int, int] | None
+    ) -> list[int]:
+        """Tokens drawn from states (T, hidden) at places `place`, `place` + 1, ... of the answer."""
+        scores = self.transformer.scores(hidden)
+        if self.transformer.config.mask_image_logits:
+            ids = self.vocabulary.code_ids.to(scores.device)
+            scores = scores.index_fill(-1, ids, torch.finfo(scores.dtype).min)
+        scores = keep_by_entropy(scores, *entropy_top_k) if entropy_top_k else keep_top(scores, top_k)
+        seed = self.sampling.seed + self.index
+        keys = [noise_key(seed, place + i) for i in range(len(scores))]
+        noise = gumbel(torch.tensor(keys, device=scores.device), scores.shape[-1])
+        return draw(scores, self.sampling.temperature, noise).tolist()

@@ -1,0 +1,99 @@
+"""The conditional and unconditional rows of a batch in one cache, fed together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .graphs import Graphs
+
+if TYPE_CHECKING:
+    from ..transformer import Transformer
+
+
+class Contexts:
+    """n pictures: rows 0..n-1 see the prompt; rows n..2n-1, with guidance, see only the open picture.
+
+    Each row has its own cursor, so the two prefixes may differ in length.
+    """
+
+    def __init__(self, transformer: Transformer, n: int, guided: bool, capacity: int):
+        weight = transformer.model.embed_tokens.weight
+        self.transformer, self.n, self.guided = transformer, n, guided
+        self.device, self.dtype = transformer_device(transformer), weight.dtype
+        self.cache = transformer.new_cache(2 * n if guided else n, capacity, self.device, self.dtype)
+        self.cursor = torch.zeros(self.cache.rows, dtype=torch.int64, device=self.device)
+        self.longest = 0
+        self.graphs = Graphs.of(transformer, self.cache, self.device)
+
+    @staticmethod
+    def nbytes(transformer: Transformer, n: int, guided: bool, capacity: int) -> int:
+        """Bytes that the cache of such contexts takes."""
+        dtype = transformer.model.embed_tokens.weight.dtype
+        return transformer.cache_nbytes(2 * n if guided else n, capacity, dtype)
+
+    def prefill(self, tokens: Sequence[int], unconditional: bool = False) -> torch.Tensor:
+        """Starts the rows of one kind with the same tokens; hidden state (n, hidden) of the last one."""
+        first = self.n if unconditional else 0
+        targets = slice(first, first + self.n)
+        ids = torch.tensor([list(tokens)], device=self.device)
+        hidden = self.transformer(ids, 0, self.cache, slice(first, first + 1))[:, -1]
+        self.cache.copy_row(first, targets, len(tokens))
+        self.cursor[targets] = len(tokens)
+        self.longest = max(self.longest, len(tokens))
+        return hidden.expand(self.n, -1)
+
+    def advance(self, tokens: torch.Tensor, unconditional: bool = True) -> torch.Tensor:
+        """Feeds tokens (n, T) to both kinds of rows, or to the conditional ones only; last hidden (rows, hidden)."""
+        rows = slice(0, self.cache.rows if unconditional else self.n)
+        if unconditional and self.guided:
+            tokens = torch.cat([tokens, tokens])
+        steps = tokens.shape[1]
+        self.longest += steps
+        hidden = self._pass(tokens, self.cursor[rows], rows, self.longest)
+        self.cursor[rows] += steps
+        return hidden[:, -1]
+
+    def peek(self, tokens: torch.Tensor, ahead: torch.Tensor, most: int) -> torch.Tensor:
+        """Feeds tokens (n, T) to all rows, `ahead` (n,) places behind the cursors, which stay; all their states.
+
+        `most` is the largest of `ahead`, given so that no device has to be asked.
+        """
+        if self.guided:
+            tokens, ahead = torch.cat([tokens, tokens]), torch.cat([ahead, ahead])
+        return self._pass(tokens, self.cursor + ahead, slice(None), self.longest + most + tokens.shape[1])
+
+    def peek_alone(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Feeds tokens (n, T) to the conditional rows; all their states, while the cursors stay."""
+        rows = slice(0, self.n)
+        return self._pass(tokens, self.cursor[rows], rows, self.longest + tokens.shape[1])
+
+    def move(self, steps: int, unconditional: bool = True) -> None:
+        """Moves the cursors on over places that were fed by `peek`, or by `peek_alone`."""
+        self.cursor[: None if unconditional else self.n] += steps
+        self.longest += steps
+
+    def _pass(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
+        if self.graphs is not None:
+            return self.graphs.run(tokens, start, rows, length)
+        return self.transformer(tokens, start, self.cache, rows, length)
+
+    def reserve(self, capacity: int, more: int = 0) -> None:
+        """Makes the cache hold at least `capacity` positions a row; where it must grow, `more` besides."""
+        if capacity > self.cache.capacity:
+            if self.graphs is not None:
+                self.graphs.drop()
+            self.cache.grow(capacity + more)
+
+    def free(self) -> None:
+        """Lets the cache go; nothing can be fed after."""
+        if self.graphs is not None:
+            self.graphs.drop()
+        self.cache.free()
+
+
+def transformer_device(transformer: Transformer) -> torch.device:
+    """Where the transformer computes: a host may hold offloaded weights elsewhere and says so in `device`."""
+    return getattr(transformer, "device", None) or transformer.model.norm.weight.device

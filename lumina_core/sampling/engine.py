@@ -1,0 +1,96 @@
+"""Decoding: a generator of events; whoever iterates decides on progress, preview and Cancel.
+
+A picture whose size is known is drawn from a fixed plan (rows of codes, each closed by a forced row end). Anything else
+is a free answer: text, in which the model may begin pictures of a size that it chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import InputError
+from ..unirep import TokenGrid, Vocabulary
+from .answer import Answer
+from .contexts import Contexts
+from .events import Event, PictureFinished, Sampling
+from .room import check, tokens_needed
+from .window import painter_of
+
+if TYPE_CHECKING:
+    from ..prompts import Prompt
+    from ..transformer import Transformer
+
+
+def generate(
+    transformer: Transformer,
+    vocabulary: Vocabulary,
+    prompt: Prompt,
+    sampling: Sampling,
+    free: int | None = None,
+) -> Iterator[Event]:
+    """Draws what `prompt` expects, `sampling.batch` times, and yields events.
+
+    Raises `InputError` at once when the picture cannot fit the model's positions, or its cache the `free` bytes of
+    the device, which is asked when nothing is given. The cache is gone when the last picture is handed out, when the
+    iterator is closed, and when anything is raised.
+    """
+    _check(transformer, prompt)
+    if prompt.expects == "image" and prompt.units is not None:
+        check(transformer, vocabulary, prompt, sampling, free)
+        return _known_size(transformer, vocabulary, prompt, sampling)
+    return _answers(transformer, vocabulary, prompt, sampling, free)
+
+
+def _check(transformer: Transformer, prompt: Prompt) -> None:
+    config = transformer.config
+    if max(prompt.tokens) >= config.vocab_size:
+        raise InputError(
+            f"The prompt holds token {max(prompt.tokens)}, but this checkpoint knows {config.vocab_size} tokens. Make "
+            "the prompt with the checkpoint that draws it."
+        )
+    if len(prompt.tokens) >= config.max_position_embeddings:
+        raise InputError(
+            f"The prompt takes {len(prompt.tokens)} tokens; this checkpoint has {config.max_position_embeddings} "
+            "positions. Shorten the text, or give fewer or smaller pictures."
+        )
+    if config.mask_image_logits and prompt.expects == "image":
+        raise InputError(
+            "This checkpoint writes text only: its config.json sets 'mask_image_logits', which keeps pictures from "
+            "being drawn. Load a checkpoint that was trained to draw."
+        )
+
+
+@torch.inference_mode()
+def _known_size(
+    transformer: Transformer, vocabulary: Vocabulary, prompt: Prompt, sampling: Sampling
+) -> Iterator[Event]:
+    shape = vocabulary.codes_shape(prompt.units)
+    header = vocabulary.header(prompt.units)
+    prefix = list(prompt.tokens)
+    if prompt.open_at is None:
+        opened, drawn = header, len(header)
+        prefix += header
+    else:
+        opened, drawn = prefix[prompt.open_at :], 0
+    capacity = tokens_needed(prompt, vocabulary) + sampling.spare
+    contexts = Contexts(transformer, sampling.batch, sampling.cfg != 1.0, capacity)
+    try:
+        painter = painter_of(contexts, vocabulary, prompt, sampling, range(sampling.batch), shape)
+        painter.start(contexts.prefill(prefix), opened, drawn)
+        yield from painter.paint()
+        pictures = painter.codes.cpu()
+    finally:
+        contexts.free()
+    for i, codes in enumerate(pictures):
+        yield PictureFinished(i, TokenGrid(codes, prompt.family, prompt.panels))
+
+
+@torch.inference_mode()
+def _answers(
+    transformer: Transformer, vocabulary: Vocabulary, prompt: Prompt, sampling: Sampling, free: int | None
+) -> Iterator[Event]:
+    for i in range(sampling.batch):
+        yield from Answer(transformer, vocabulary, prompt, sampling, i, free).write()

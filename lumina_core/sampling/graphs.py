@@ -1,0 +1,121 @@
+"""CUDA graphs of whole passes: a pass of thousands of small launches becomes one.
+
+One graph for each shape of pass (rows, tokens, bucket of keys), recorded when that shape has been run a few times, all
+in one memory pool, all over one cache. They die with the cache, and when a weight has moved or changed its type; where
+recording fails, passes are run as before. Source: the CUDA Graphs section of PyTorch's "CUDA semantics".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ..cache import KVCache
+    from ..transformer import Transformer
+
+log = logging.getLogger(__name__)
+
+BUCKET = 512  # keys that a graph's reach is rounded up to
+WARM = 3  # passes of a shape before it is recorded
+MOST = 64  # graphs at a time
+
+
+class Recorder:
+    """Records work on a CUDA device. Any object with `record(work)`, giving (replay, result), can stand in."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """A function that does `work` again on the same tensors, and where its result then stands."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            work()  # libraries set themselves up outside the recording
+        current.wait_stream(self.stream)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads of the process, a host's for one, may call CUDA meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+
+class Graphs:
+    """Runs passes of one transformer over one cache, recorded where that is possible."""
+
+    def __init__(self, transformer: Transformer, cache: KVCache, recorder: Recorder):
+        self.transformer, self.cache, self.recorder = transformer, cache, recorder
+        self.made: dict[tuple, tuple[Callable[[], None], list[torch.Tensor]]] = {}
+        self.seen: Counter[tuple] = Counter()
+        self.weights = fingerprint(transformer)
+        self.works = True
+
+    @classmethod
+    def of(cls, transformer: Transformer, cache: KVCache, device: torch.device) -> Graphs | None:
+        """Graphs where they can be had: on CUDA, with all weights there, and not switched off by the owner."""
+        if device.type != "cuda" or not getattr(transformer, "graphs", True):
+            return None
+        if any(p.device.type != "cuda" for p in transformer.parameters()):
+            return None
+        return cls(transformer, cache, Recorder(device))
+
+    def run(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
+        """States (R, T, hidden) of a pass as `Transformer.forward` gives them."""
+        bucket = min(-(-length // BUCKET) * BUCKET, self.cache.capacity)
+        key = (*tokens.shape, rows.start, rows.stop, bucket)
+        self.seen[key] += 1
+        if fingerprint(self.transformer) != self.weights:
+            self.drop()
+            self.weights = fingerprint(self.transformer)
+        if key not in self.made and not self._record(key, tokens, start, rows, bucket):
+            return self.transformer(tokens, start, self.cache, rows, length)
+        replay, (held_tokens, held_start, result, *_) = self.made[key]
+        held_tokens.copy_(tokens)
+        held_start.copy_(start)
+        replay()
+        return result.clone()
+
+    def _record(
+        self, key: tuple, tokens: torch.Tensor, start: torch.Tensor, rows: slice, bucket: int
+    ) -> bool:
+        if not self.works or self.seen[key] <= WARM or len(self.made) >= MOST:
+            return False
+        held_tokens, held_start = tokens.clone(), start.clone()
+        try:
+            replay, result = self.recorder.record(
+                lambda: self.transformer(held_tokens, held_start, self.cache, rows, bucket)
+            )
+        except Exception as e:  # whatever it is, the picture can be drawn without
+            self.works = False
+            self.drop()
+            log.warning("Lumina-mGPT: no CUDA graphs here (%s); going on without", str(e).split("\n")[0])
+            return False
+        tables = list(self.transformer.rotary.tables.values())  # replays read them: they must stay
+        self.made[key] = (replay, [held_tokens, held_start, result, *tables])
+        return True
+
+    def drop(self) -> None:
+        """Forgets all graphs."""
+        self.made.clear()
+        self.seen.clear()
+
+
+def fingerprint(transformer: Transformer) -> tuple:
+    """Changes when weights were moved, cast or replaced: addresses and types of a few of them."""
+    first, last = transformer.model.layers[0], transformer.model.layers[-1]
+    some = (
+        transformer.model.embed_tokens.weight,
+        transformer.model.norm.weight,
+        first.self_attn.q_proj.weight,
+        first.mlp.down_proj.weight,
+        last.self_attn.q_proj.weight,
+        last.mlp.down_proj.weight,
+    )
+    return tuple((w.data_ptr(), w.dtype) for w in some)

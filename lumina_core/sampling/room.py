@@ -1,0 +1,126 @@
+"""Room for the key-value cache: what a picture takes, what is free, and what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import InputError
+from ..unirep import UNIT, Vocabulary
+from .contexts import Contexts, transformer_device
+from .events import Sampling
+
+if TYPE_CHECKING:
+    from ..prompts import Prompt
+    from ..transformer import Transformer
+
+
+def tokens_needed(prompt: Prompt, vocabulary: Vocabulary, units: tuple[int, int] | None = None) -> int:
+    """Positions that a prompt with a known size takes in all: prefix, picture, end. `units` asks for another size."""
+    h, w = vocabulary.codes_shape(units or prompt.units)
+    prefix = len(prompt.tokens) if prompt.open_at is None else prompt.open_at
+    return prefix + h * (w + 1) + 4
+
+
+def cache_nbytes(
+    transformer: Transformer,
+    vocabulary: Vocabulary,
+    prompt: Prompt,
+    sampling: Sampling,
+    units: tuple[int, int] | None = None,
+) -> int:
+    """Bytes of key-value cache that `generate` takes: exactly where the size is known, else at most.
+
+    `units` asks for another size than the prompt's.
+    """
+    batch = 1
+    if units is None and (prompt.expects != "image" or prompt.units is None):
+        positions = len(prompt.tokens) + sampling.max_tokens
+        capacity = min(transformer.config.max_position_embeddings, positions) + sampling.spare
+    else:
+        batch, capacity = sampling.batch, tokens_needed(prompt, vocabulary, units) + sampling.spare
+    return Contexts.nbytes(transformer, batch, sampling.cfg != 1.0, capacity)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on a device; None where nobody can say."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "cpu":
+        try:
+            import psutil
+        except ImportError:
+            return None
+        return psutil.virtual_memory().available
+    return None
+
+
+def check(
+    transformer: Transformer, vocabulary: Vocabulary, prompt: Prompt, sampling: Sampling, free: int | None
+) -> None:
+    """Refuses a prompt of known size that does not fit the model's positions or the memory that is free.
+
+    `free` is asked of the device when it is None.
+    """
+    most = transformer.config.max_position_embeddings
+    needed = tokens_needed(prompt, vocabulary)
+    if needed > most:
+        raise InputError(
+            f"A {_size(prompt.units)} picture with this prompt takes {needed} tokens; this checkpoint has {most} "
+            f"positions. {_largest(transformer, vocabulary, prompt, sampling, None)}"
+        )
+    nbytes = cache_nbytes(transformer, vocabulary, prompt, sampling)
+
+    def fits(free: int) -> str:
+        return _largest(transformer, vocabulary, prompt, sampling, free)
+
+    check_bytes(nbytes, free, transformer_device(transformer), prompt.units, sampling.batch, fits)
+
+
+def check_bytes(
+    nbytes: int,
+    free: int | None,
+    device: torch.device,
+    units: tuple[int, int],
+    batch: int = 1,
+    fits: Callable[[int], str] = lambda free: "Ask for a smaller picture, or free memory.",
+) -> None:
+    """Refuses a picture whose cache is larger than what is free; `fits` says what else could be asked for."""
+    free = free_bytes(device) if free is None else free
+    if free is not None and nbytes > free:
+        many = f", batch {batch}," if batch > 1 else ""
+        raise InputError(
+            f"A {_size(units)} picture{many} takes {_gigabytes(nbytes)} of key-value cache; {_gigabytes(free)} are "
+            f"free on {device}. {fits(free)}"
+        )
+
+
+def _largest(
+    transformer: Transformer, vocabulary: Vocabulary, prompt: Prompt, sampling: Sampling, free: int | None
+) -> str:
+    """What would fit, in words."""
+    for n in sorted(vocabulary.grid, reverse=True):
+        units = (n * prompt.panels, n)
+        if units[0] not in vocabulary.grid:
+            continue
+        if tokens_needed(prompt, vocabulary, units) > transformer.config.max_position_embeddings:
+            continue
+        if free is not None and cache_nbytes(transformer, vocabulary, prompt, sampling, units) > free:
+            continue
+        a_panel = " a panel" if prompt.panels > 1 else ""
+        fewer = ", or lower batch" if free is not None and sampling.batch > 1 else ""
+        return f"The largest square that fits is {_size((n, n))}{a_panel}{fewer}."
+    if free is None:
+        return "No size fits; shorten the text, or give fewer or smaller pictures."
+    return "No size fits; lower batch, set cfg to 1, free memory, or load the weights in a smaller precision."
+
+
+def _size(units: tuple[int, int]) -> str:
+    return f"{units[1] * UNIT}x{units[0] * UNIT}"
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"

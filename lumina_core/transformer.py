@@ -1,0 +1,311 @@
+"""The Chameleon decoder: Llama-like, per-head q/k LayerNorm, optional swin norm; built from injected `ops`.
+
+Names of parameters are those of the released files. Source: arXiv 2405.09818, upstream `model/modeling_chameleon.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .cache import KVCache
+from .errors import CheckpointError
+
+HEAD_NORM_EPS = 1e-5  # fixed upstream, whatever the config says
+ROTARY_STEP = 4096  # positions that the rotary tables grow by
+_rms_norm = getattr(F, "rms_norm", None)  # of torch 2.4 and later; one call instead of five
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and variants; field names are those of `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    model_parallel_size: int = 1
+    swin_norm: bool = False
+    dropout: float = 0.0
+    mask_image_logits: bool = False  # codes cannot be drawn: the checkpoint writes text only
+
+    @classmethod
+    def from_json(cls, config: Mapping, source: str = "config.json") -> TransformerConfig:
+        """Reads the fields from a parsed `config.json`; a missing or odd one is a `CheckpointError` naming it."""
+        values = {}
+        for name, field in cls.__dataclass_fields__.items():
+            value = config.get(name)
+            if value is None and name == "num_key_value_heads":
+                value = config.get("num_attention_heads")
+            if value is None:
+                if field.default is field.default_factory:
+                    raise CheckpointError(f"{source} lacks '{name}', which a Lumina-mGPT checkpoint has.")
+                continue
+            kind = {"int": int, "float": (int, float), "bool": bool}[field.type]
+            if not isinstance(value, kind) or (
+                field.type == "int" and (isinstance(value, bool) or value <= 0)
+            ):
+                raise CheckpointError(f"{source}: '{name}' is {value!r}; a {field.type} is expected.")
+            values[name] = value
+        return cls(**values)
+
+    def __post_init__(self):
+        heads, kv, shards = self.num_attention_heads, self.num_key_value_heads, self.model_parallel_size
+        if self.hidden_size % heads or self.head_dim % 2 or heads % kv or heads % shards or kv % shards:
+            raise CheckpointError(
+                f"The transformer sizes do not fit together: hidden_size {self.hidden_size}, {heads} heads, "
+                f"{kv} key-value heads, model_parallel_size {shards}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in float32, cast back, then the weight."""
+
+    def __init__(self, size: int, eps: float, dtype=None, device=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size, dtype=dtype, device=device))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(x.device, x.dtype)  # a partial load may leave it elsewhere
+        if x.dtype == torch.float32 and _rms_norm is not None:
+            return _rms_norm(x, x.shape[-1:], weight, self.eps)
+        f = x.float()
+        f = f * torch.rsqrt(f.square().mean(-1, keepdim=True) + self.eps)
+        return weight * f.to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm of each head; row s of the affine (shards, head_dim) serves that shard's consecutive heads."""
+
+    def __init__(self, shards: int, heads: int, head_dim: int, dtype=None, device=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shards, head_dim, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.zeros(shards, head_dim, dtype=dtype, device=device))
+        self.repeat = heads // shards
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (R, T, heads, head_dim)
+        if len(self.weight) == 1 and x.dtype == torch.float32:
+            weight, bias = (p[0].to(x.device, x.dtype) for p in (self.weight, self.bias))
+            return F.layer_norm(x, x.shape[-1:], weight, bias, HEAD_NORM_EPS)
+        f = F.layer_norm(x.float(), x.shape[-1:], eps=HEAD_NORM_EPS)
+        weight, bias = (p.to(x.device, torch.float32) for p in (self.weight, self.bias))
+        if len(weight) > 1:
+            weight, bias = weight.repeat_interleave(self.repeat, 0), bias.repeat_interleave(self.repeat, 0)
+        return torch.addcmul(bias, f, weight).to(x.dtype)
+
+
+class Rotary:
+    """Rotary angles of positions, looked up in tables that are computed once in float32 and grow as they must."""
+
+    def __init__(self, head_dim: int, theta: float):
+        self.head_dim, self.theta = head_dim, theta
+        self.tables: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    def __call__(
+        self, positions: torch.Tensor, length: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and signed sin (R, T, 1, head_dim) of positions (R, T) below `length`, for `rotate`."""
+        key = (positions.device, dtype)
+        table = self.tables.get(key)
+        if table is None or len(table) < length:
+            table = self.tables[key] = self._table(-(-length // ROTARY_STEP) * ROTARY_STEP, *key)
+        cos, sin = table[positions].unbind(-2)
+        return cos[:, :, None], sin[:, :, None]
+
+    def _table(self, length: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """(length, 2, head_dim)."""
+        with torch.inference_mode(False), torch.no_grad():  # the same table serves training
+            steps = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
+            places = torch.arange(length, device=device, dtype=torch.float32)
+            angles = places[:, None] * self.theta ** (-steps / self.head_dim)
+            cos, sin = angles.cos(), angles.sin()
+            return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1).to(dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns the pairs (i, i + d/2) of the last dimension; the first half of `sin` is negated."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where a pass writes and what it sees: shared by all layers."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    cache: KVCache | None
+    rows: slice  # rows of the cache that take part
+    row_ids: torch.Tensor | None  # the same as indices (R, 1)
+    positions: torch.Tensor  # (R, T)
+    length: int  # keys looked at
+    mask: torch.Tensor | None  # (R, 1, T, length), added to the scores; None: plain causal
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg: TransformerConfig, ops, **where):
+        super().__init__()
+        d, heads, kv, bias = (
+            cfg.head_dim,
+            cfg.num_attention_heads,
+            cfg.num_key_value_heads,
+            cfg.attention_bias,
+        )
+        self.heads, self.kv_heads, self.head_dim = heads, kv, d
+        self.q_proj = ops.Linear(cfg.hidden_size, heads * d, bias=bias, **where)
+        self.k_proj = ops.Linear(cfg.hidden_size, kv * d, bias=bias, **where)
+        self.v_proj = ops.Linear(cfg.hidden_size, kv * d, bias=bias, **where)
+        self.o_proj = ops.Linear(heads * d, cfg.hidden_size, bias=bias, **where)
+        self.q_norm = HeadNorm(cfg.model_parallel_size, heads, d, **where)
+        self.k_norm = HeadNorm(cfg.model_parallel_size, kv, d, **where)
+
+    def forward(self, x: torch.Tensor, layer: int, reach: Reach) -> torch.Tensor:
+        r, t, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(r, t, self.heads, self.head_dim))
+        k = self.k_norm(self.k_proj(x).view(r, t, self.kv_heads, self.head_dim))
+        v = self.v_proj(x).view(r, t, self.kv_heads, self.head_dim)
+        q, k = rotate(q, reach.cos, reach.sin), rotate(k, reach.cos, reach.sin)
+        if reach.cache is not None:
+            reach.cache.write(layer, reach.row_ids, reach.positions, k, v)
+            k, v = reach.cache.read(layer, reach.rows, reach.length)
+        if self.heads != self.kv_heads:
+            k, v = (z.repeat_interleave(self.heads // self.kv_heads, 2) for z in (k, v))
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=reach.mask,
+            is_causal=reach.mask is None,
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(r, t, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg: TransformerConfig, ops, **where):
+        super().__init__()
+        self.gate_proj = ops.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias, **where)
+        self.up_proj = ops.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias, **where)
+        self.down_proj = ops.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias, **where)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """Attention and MLP with residuals; the norms stand before each branch, or behind it with `swin_norm`."""
+
+    def __init__(self, cfg: TransformerConfig, ops, **where):
+        super().__init__()
+        self.self_attn = Attention(cfg, ops, **where)
+        self.mlp = MLP(cfg, ops, **where)
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, **where)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, **where)
+        self.swin_norm, self.dropout = cfg.swin_norm, cfg.dropout
+
+    def forward(self, x: torch.Tensor, layer: int, reach: Reach) -> torch.Tensor:
+        if self.swin_norm:
+            x = x + self.drop(self.input_layernorm(self.self_attn(x, layer, reach)))
+            return x + self.drop(self.post_attention_layernorm(self.mlp(x)))
+        x = x + self.drop(self.self_attn(self.input_layernorm(x), layer, reach))
+        return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Body(nn.Module):
+    def __init__(self, cfg: TransformerConfig, ops, **where):
+        super().__init__()
+        self.embed_tokens = ops.Embedding(cfg.vocab_size, cfg.hidden_size, **where)
+        self.layers = nn.ModuleList(Layer(cfg, ops, **where) for _ in range(cfg.num_hidden_layers))
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, **where)
+
+
+class Transformer(nn.Module):
+    """Tokens (R, T) to hidden states (R, T, hidden), and hidden states to float32 scores."""
+
+    def __init__(self, config: TransformerConfig, ops=nn, dtype=None, device=None):
+        super().__init__()
+        self.config = config
+        self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self.model = Body(config, ops, dtype=dtype, device=device)
+        self.lm_head = ops.Linear(
+            config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device
+        )
+
+    def new_cache(self, rows: int, capacity: int, device, dtype: torch.dtype) -> KVCache:
+        c = self.config
+        return KVCache(
+            c.num_hidden_layers, rows, capacity, c.num_key_value_heads, c.head_dim, device=device, dtype=dtype
+        )
+
+    def cache_nbytes(self, rows: int, capacity: int, dtype: torch.dtype) -> int:
+        c = self.config
+        return KVCache.nbytes(c.num_hidden_layers, rows, capacity, c.num_key_value_heads, c.head_dim, dtype)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        start: torch.Tensor | int = 0,
+        cache: KVCache | None = None,
+        rows: slice = slice(None),
+        length: int | None = None,
+    ) -> torch.Tensor:
+        """Hidden states (R, T, hidden) after the final norm.
+
+        Row r's tokens stand at positions start[r], start[r] + 1, ... With a cache their keys are written there, and
+        each sees the row's keys at positions up to its own; `length` bounds the keys looked at (all rows' last
+        position plus one, given by the caller so that no device has to be asked).
+        """
+        r, t = tokens.shape
+        steps = torch.arange(t, device=tokens.device)
+        if isinstance(start, int):
+            positions = (start + steps).expand(r, t)
+            fresh = start == 0
+            length = max(start + t, length or 0)
+        else:
+            positions, fresh = start[:, None] + steps, False
+        if cache is not None and length is None:
+            raise ValueError("with a cache and per-row starts, length must be given")
+        x = self.model.embed_tokens(tokens)
+        mask = None
+        if not fresh:  # a fresh prefill is plain causal, which has faster kernels
+            hidden = torch.arange(length, device=tokens.device) > positions[:, None, :, None]
+            mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill_(
+                hidden, float("-inf")
+            )
+        row_ids = None
+        if cache is not None:
+            row_ids = torch.arange(cache.rows, device=tokens.device)[rows, None]
+        cos, sin = self.rotary(positions, length, x.dtype)
+        reach = Reach(cos, sin, cache, rows, row_ids, positions, t if fresh else length, mask)
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, i, reach)
+        return self.model.norm(x)
+
+    def scores(self, hidden: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 scores (..., V) of hidden states; `head` limits them to some rows of the head (`head_rows`)."""
+        return (self.lm_head(hidden) if head is None else F.linear(hidden, head)).float()
+
+    def head_rows(self, ids: torch.Tensor, device, dtype: torch.dtype) -> torch.Tensor:
+        """The rows of the output head for `ids`, to be used with `scores`; a view when the ids are consecutive."""
+        weight = self.lm_head.weight
+        first, last = int(ids[0]), int(ids[-1])
+        if last - first + 1 == len(ids) and bool((ids[1:] > ids[:-1]).all()):
+            return weight[first : last + 1].to(device, dtype)
+        return weight[ids.to(weight.device)].to(device, dtype)

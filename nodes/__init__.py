@@ -1,0 +1,19 @@
+"""The nodes, in menu order, and the extension that hands them to ComfyUI."""
+
+from .decode import Decode, Encode
+from .host import ComfyExtension
+from .load import LoadModel
+from .picture import TextToImage
+from .prompt import MakePrompt
+from .sample import Sampler
+
+NODES = (LoadModel, MakePrompt, Sampler, Decode, Encode, TextToImage)
+
+
+class LuminaMGPT(ComfyExtension):
+    async def get_node_list(self):
+        return list(NODES)
+
+
+async def comfy_entrypoint() -> LuminaMGPT:
+    return LuminaMGPT()

@@ -1,0 +1,294 @@
+"""The only file that imports ComfyUI: node types, folders, memory, progress, Cancel and preview."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.ops
+import comfy.utils
+import folder_paths
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import ComfyExtension, io
+from comfy_execution.graph_utils import GraphBuilder
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
+
+from .. import lumina_core
+from ..lumina_core import (
+    AnswerFinished,
+    CheckpointError,
+    InputError,
+    LuminaError,
+    Model,
+    PictureError,
+    Progress,
+    Prompt,
+    RowFinished,
+    Sampling,
+    TokenGrid,
+)
+
+__all__ = [
+    "PRECISIONS",
+    "ComfyExtension",
+    "GraphBuilder",
+    "HostedModel",
+    "advanced",
+    "checkpoints",
+    "fingerprint",
+    "io",
+    "load",
+    "schema",
+    "show_on_node",
+    "unknown_checkpoint",
+]
+
+log = logging.getLogger(__name__)
+
+FOLDER = "lumina_mgpt"  # under models/, and the key in extra_model_paths.yaml
+FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PRECISIONS = ("auto", *FLOATS, *lumina_core.FORMATS)
+CUT_SHORT = {  # why a free answer ended that the model did not end
+    "limit": "was cut at the longest length there is",
+    "picture": "ends before a picture that does not fit into the model's positions",
+}
+
+for _error in (CheckpointError, InputError, LuminaError, PictureError):
+    _error.__module__ = "Lumina-mGPT"  # dialogs begin with this name; it would be the path of our folder
+
+folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+# Schemas
+
+
+def schema(**fields) -> io.Schema:
+    """A node schema in our category, without the fields that this host's version does not know."""
+    known = io.Schema.__dataclass_fields__
+    return io.Schema(category="Lumina-mGPT", **{k: v for k, v in fields.items() if k in known})
+
+
+def advanced(entry: io.Input) -> io.Input:
+    """The input, folded away where the host can do that."""
+    entry.extra_dict = {**(entry.extra_dict or {}), "advanced": True}
+    return entry
+
+
+def show_on_node(text: str) -> None:
+    """Shows a line of text on the node that runs; inside a node that expanded, on that one."""
+    context = get_executing_context()
+    if context is not None and PromptServer.instance is not None:
+        PromptServer.instance.send_progress_text(text, context.node_id.partition(".")[0])
+
+
+# Checkpoints on disk
+
+
+def checkpoints() -> dict[str, Path]:
+    """Every checkpoint by the name in the menu: the bundled ones, then folders and converted files. Never raises."""
+    bundled, found = lumina_core.bundled(), lumina_core.listing(folder_paths.get_folder_paths(FOLDER))
+    return bundled | {name: path for name, path in found.items() if name not in bundled}
+
+
+def unknown_checkpoint(name: str) -> str | None:
+    """What is wrong with a checkpoint's name and what to do about it, or None when the checkpoint is there."""
+    known = checkpoints()
+    if name in known:
+        return None
+    places = " or ".join(folder_paths.get_folder_paths(FOLDER))
+    return (
+        f"There is no checkpoint '{name}'. Found: {', '.join(known) or 'none'}. Put the checkpoint's folder "
+        "(config.json, tokenizer.json, model*.safetensors and the image tokenizer) or a file made by `convert` into "
+        f"{places}, then press R."
+    )
+
+
+def fingerprint(name: str) -> tuple:
+    """Names, sizes and times of a checkpoint's files; it changes when the checkpoint does."""
+    path = checkpoints().get(name)
+    if path is None:
+        return (name,)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(p.name, p.stat()) for p in files if p.is_file()]
+    return (str(path), *((file, s.st_size, s.st_mtime_ns) for file, s in stats))
+
+
+# Models in memory
+
+_hosted: weakref.WeakValueDictionary[tuple, HostedModel] = weakref.WeakValueDictionary()
+
+
+def load(name: str, precision: str) -> HostedModel:
+    """A checkpoint by its name in the menu; loaders of the same files and precision share one."""
+    if fault := unknown_checkpoint(name):
+        raise CheckpointError(fault)
+    path = checkpoints()[name]
+    dtype = FLOATS.get(precision) or lumina_core.default_dtype(path, mm.get_torch_device())
+    quantise = precision if precision in lumina_core.FORMATS else None
+    key = (fingerprint(name), dtype, quantise)
+    hosted = _hosted.get(key)
+    if hosted is None:
+        start, places = time.monotonic(), (FOLDER, "vae")
+        model = lumina_core.load(
+            path,
+            vq_folders=[folder for place in places for folder in folder_paths.get_folder_paths(place)],
+            dtype=dtype,
+            quantise=quantise,
+            ops=comfy.ops.disable_weight_init,
+            report=_loading(),
+        )
+        hosted = _hosted[key] = HostedModel(model)
+        took, kind = time.monotonic() - start, quantise or str(dtype).removeprefix("torch.")
+        log.info("Lumina-mGPT: loaded %s (%s) as %s in %.1f s", name, model.family.title, kind, took)
+    return hosted
+
+
+def _loading() -> Callable[[int, int], None]:
+    """Shows how much of the weights is read, in percent, and lets Cancel end it."""
+    bar = comfy.utils.ProgressBar(100)
+
+    def report(done: int, total: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        if (percent := 100 * done // max(1, total)) > bar.current:
+            bar.update_absolute(percent)
+
+    return report
+
+
+class HostedModel:
+    """What travels on a LUMINA_MODEL socket: a model whose weights ComfyUI's memory manager places.
+
+    Transformer and image tokenizer are managed apart, so one can make room for the other.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.transformer = ModelPatcher(model.transformer, mm.get_torch_device(), mm.unet_offload_device())
+        self.vq = ModelPatcher(model.vq, mm.vae_device(), mm.vae_offload_device())
+
+    def get_ram_usage(self) -> int:
+        """Bytes of weights in main memory; ComfyUI asks when that runs short."""
+        modules = (self.model.transformer, self.model.vq)
+        return sum(p.nbytes for m in modules for p in m.parameters() if p.device.type == "cpu")
+
+    def prompt(
+        self, text: str, task: str, size: tuple[int, int] | None, images: Sequence[Image.Image]
+    ) -> Prompt:
+        """The token prefix of a task; given images are encoded."""
+        if images:
+            self._place([self.vq], self._vq_memory([size] if size else _sizes(images)))
+        return self.model.prompt(text, task=task, size=size, images=images)
+
+    def encode(self, images: Sequence[Image.Image], fit: str) -> list[TokenGrid]:
+        """The codes of pictures."""
+        self._place([self.vq], self._vq_memory(_sizes(images)))
+        return [self.model.encode(image, fit=fit) for image in _watched(images)]
+
+    def decode(self, grids: Sequence[TokenGrid]) -> list[torch.Tensor]:
+        """The pictures of code grids as IMAGE batches; neighbours of one size share a batch."""
+        if not grids:
+            raise InputError("There are no tokens to decode: the model drew no picture.")
+        if odd := next((g for g in grids if g.family != self.model.family.id), None):
+            raise InputError(
+                f"The tokens are of family {odd.family}; '{self.model.name}' cannot decode them."
+            )
+        factor = self.model.vq.config.factor
+        sizes = [(g.codes.shape[1] * factor, g.codes.shape[0] * factor) for g in grids]
+        self._place([self.vq], self._vq_memory(sizes))
+        pictures = [self.model.decode(grid.codes) for grid in _watched(grids)]
+        batches = [list(same) for _, same in itertools.groupby(pictures, lambda p: p.shape)]
+        return [lumina_core.to_tensor(batch).to(mm.intermediate_device()) for batch in batches]
+
+    def draw(self, prompt: Prompt, sampling: Sampling) -> Iterator:
+        """The sampler's events, passed on while progress, preview and Cancel are served."""
+        if prompt.family != self.model.family.id:
+            raise InputError(
+                f"The prompt was made for family {prompt.family}; '{self.model.name}' is of family "
+                f"{self.model.family.id}. Connect the same model to Prompt and Sampler."
+            )
+        preview = Preview(self.model) if args.preview_method != LatentPreviewMethod.NoPreviews else None
+        model, parts = self.model, [self.transformer, self.vq] if preview else [self.transformer]
+        needed = lumina_core.sampling_nbytes(model.transformer, model.vocabulary, prompt, sampling)
+        self._place(parts, needed + (self._vq_memory([preview.strip(prompt)]) if preview else 0))
+        bar = comfy.utils.ProgressBar(1)
+        events = lumina_core.generate(model.transformer, model.vocabulary, prompt, sampling)
+        try:
+            for event in events:
+                mm.throw_exception_if_processing_interrupted()
+                if isinstance(event, Progress):
+                    bar.update_absolute(event.done, event.total)
+                elif isinstance(event, RowFinished) and preview and (picture := preview.update(event)):
+                    bar.update_absolute(bar.current, bar.total, ("JPEG", picture, None))
+                elif isinstance(event, AnswerFinished) and event.reason in CUT_SHORT:
+                    log.warning("Lumina-mGPT: the answer to '%s' %s", prompt.text, CUT_SHORT[event.reason])
+                yield event
+        finally:
+            events.close()  # frees the key-value cache at once, also when the run is cancelled
+
+    def _place(self, parts: list[ModelPatcher], working: int) -> None:
+        mm.load_models_gpu(parts, memory_required=working)
+
+    def _vq_memory(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Bytes that the image tokenizer takes for the largest picture; encoding takes less than decoding."""
+        return max(lumina_core.decode_nbytes(self.model.vq.config, size) for size in sizes)
+
+
+def _sizes(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
+    return [image.size for image in images]
+
+
+def _watched(items: Sequence) -> Iterator:
+    """The items, with a step of the progress bar after each and Cancel polled before."""
+    bar = comfy.utils.ProgressBar(len(items))
+    for item in items:
+        mm.throw_exception_if_processing_interrupted()
+        yield item
+        bar.update(1)
+
+
+class Preview:
+    """The first picture of a batch while it grows; decoded in strips, so a large picture costs no more memory."""
+
+    ROWS, CONTEXT = 16, 4  # codes: rows of a strip, and rows above it that are decoded with it for its edge
+    PAUSE, SHARE = 0.5, 10  # seconds between pictures, and that many times what a picture took
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.canvas: Image.Image | None = None
+        self.shown = 0
+        self.next = 0.0
+
+    def strip(self, prompt: Prompt) -> tuple[int, int]:
+        """Width and height in pixels of the most that is decoded at once."""
+        width = prompt.units[1] if prompt.units else max(self.model.vocabulary.grid)
+        return width * lumina_core.UNIT, (self.ROWS + self.CONTEXT) * self.model.vq.config.factor
+
+    def update(self, event: RowFinished) -> Image.Image | None:
+        """A picture for the screen, or None when it is too early for one; the whole picture is always shown."""
+        start = time.monotonic()
+        codes, factor = event.codes[0], self.model.vq.config.factor
+        if start < self.next and len(codes) < event.shape[0]:
+            return None
+        if len(codes) < self.shown or self.canvas is None:  # a new picture began
+            self.canvas = Image.new("RGB", (event.shape[1] * factor, event.shape[0] * factor), "#808080")
+            self.shown = 0
+        while self.shown < len(codes):
+            top = max(0, self.shown - self.CONTEXT)
+            end = min(len(codes), self.shown + self.ROWS)
+            strip = self.model.decode(codes[top:end])[(self.shown - top) * factor :]
+            self.canvas.paste(Image.fromarray(strip), (0, self.shown * factor))
+            self.shown = end
+        picture = self.canvas.copy()
+        picture.thumbnail((min(512, args.preview_size),) * 2)
+        now = time.monotonic()
+        self.next = max(start + self.PAUSE, now + self.SHARE * (now - start))
+        return picture

@@ -1,0 +1,69 @@
+"""One-node shortcuts: each stands for a small graph of the other nodes and expands into it when it runs."""
+
+from __future__ import annotations
+
+from .host import GraphBuilder, fingerprint, io, schema, unknown_checkpoint
+from .sockets import (
+    batch_input,
+    checkpoint_inputs,
+    decode_input,
+    guidance_inputs,
+    seed_input,
+    size_inputs,
+    text_input,
+    window_input,
+)
+
+
+class TextToImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LuminaMGPTTextToImage",
+            display_name="Lumina-mGPT Text to Image",
+            description="Load Model, Prompt, Sampler and Decode in one box: words in, picture out. The model stays "
+            "loaded between runs.",
+            search_aliases=["lumina", "mgpt", "text to image", "t2i", "generate image"],
+            enable_expand=True,
+            inputs=[
+                *checkpoint_inputs(),
+                text_input(),
+                *size_inputs(),
+                seed_input(),
+                *guidance_inputs(),
+                decode_input(),
+                batch_input(),
+                window_input(),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The pictures, as one batch.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model) -> bool | str:
+        return model is None or unknown_checkpoint(model) or True  # None: the name comes over a link
+
+    @classmethod
+    def fingerprint_inputs(cls, model, **_) -> tuple:
+        return fingerprint(model)
+
+    @classmethod
+    def execute(cls, model, precision, text, width, height, seed, **settings) -> io.NodeOutput:
+        graph = GraphBuilder()
+        loaded = graph.node("LuminaMGPTLoadModel", "load", model=model, precision=precision).out(0)
+        size = {"width": width, "height": height, "size_mode": "as given"}
+        prompt = graph.node(
+            "LuminaMGPTPrompt", "prompt", model=loaded, text=text, task="text_to_image", **size
+        )
+        drawn = graph.node(
+            "LuminaMGPTSampler",
+            "sample",
+            model=loaded,
+            prompt=prompt.out(0),
+            seed=seed,
+            text_top_k=10,
+            **settings,
+        )
+        decoded = graph.node(
+            "LuminaMGPTDecode", "decode", model=loaded, tokens=drawn.out(0), split_panels=False
+        )
+        return io.NodeOutput(decoded.out(0), expand=graph.finalize())

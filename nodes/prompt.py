@@ -1,0 +1,57 @@
+"""Prompt: text, task, size and pictures to the tokens a model goes on from."""
+
+from __future__ import annotations
+
+from ..lumina_core import from_tensor, tasks
+from .host import io, schema, show_on_node
+from .sockets import LuminaPrompt, model_socket, size_inputs, text_input
+
+AS_GIVEN, FREE = "as given", "let the model choose"
+
+
+class MakePrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LuminaMGPTPrompt",
+            display_name="Lumina-mGPT Prompt",
+            description="Turns words, a picture size and, where the task takes one, a picture into the tokens that the "
+            "model goes on from. Shows how many tokens they are.",
+            search_aliases=["lumina prompt", "text encode", "conditioning"],
+            inputs=[
+                model_socket(),
+                text_input(),
+                io.Combo.Input(
+                    "task",
+                    options=list(tasks()),
+                    default="text_to_image",
+                    tooltip="What is asked of the model. text_to_image draws from words and is what the bundled "
+                    "checkpoint can do; pair_... draws a picture and its map as two panels; control_... draws a "
+                    "picture that follows the map given as image; chat and describe write; restore is PURE's. Each "
+                    "family knows some of them and names them when asked for another.",
+                ),
+                *size_inputs(),
+                io.Combo.Input(
+                    "size_mode",
+                    options=[AS_GIVEN, FREE],
+                    default=AS_GIVEN,
+                    tooltip="as given: the picture has exactly this width and height. let the model choose: width "
+                    "and height are ignored and the model decides.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The picture of tasks that take one; a batch counts as several pictures. Cropped at the "
+                    "centre to width and height.",
+                ),
+            ],
+            outputs=[LuminaPrompt.Output(display_name="prompt", tooltip="The prompt, for the Sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model, text, task, width, height, size_mode, image=None) -> io.NodeOutput:
+        size = (width, height) if size_mode == AS_GIVEN else None
+        images = [] if image is None else from_tensor(image)
+        prompt = model.prompt(text, task, size, images)
+        show_on_node(f"{len(prompt.tokens)} tokens")
+        return io.NodeOutput(prompt)

@@ -1,0 +1,61 @@
+"""Sampler: a prompt to the tokens of pictures, and text where the model writes some."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from ..lumina_core import PictureFinished, Sampling, TextPiece
+from .host import io, schema
+from .sockets import (
+    WINDOWS,
+    LuminaPrompt,
+    LuminaTokens,
+    batch_input,
+    decode_input,
+    guidance_inputs,
+    model_socket,
+    seed_input,
+    text_top_k_input,
+    window_input,
+)
+
+
+class Sampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LuminaMGPTSampler",
+            display_name="Lumina-mGPT Sampler",
+            description="Draws a picture token by token, row by row, or writes an answer. Shows its progress, the rows "
+            "finished so far where previews are switched on, and stops at once on Cancel.",
+            search_aliases=["lumina sampler", "generate", "autoregressive sampler"],
+            inputs=[
+                model_socket(),
+                LuminaPrompt.Input("prompt", tooltip="A prompt made with the same model."),
+                seed_input(),
+                *guidance_inputs(),
+                text_top_k_input(),
+                decode_input(),
+                batch_input(),
+                window_input(),
+            ],
+            outputs=[
+                LuminaTokens.Output(display_name="tokens", tooltip="The pictures as tokens, for Decode."),
+                io.String.Output(
+                    display_name="text",
+                    tooltip="What the model wrote, line by line for a batch; empty for tasks that only draw.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, prompt, window="auto", **settings) -> io.NodeOutput:
+        sampling = Sampling(**settings, window=WINDOWS[window])
+        grids, words = [], defaultdict(list)
+        for event in model.draw(prompt, sampling):
+            if isinstance(event, PictureFinished):
+                grids.append(event.grid)
+            elif isinstance(event, TextPiece):
+                words[event.index] += event.tokens
+        text = "\n".join(model.model.tokenizer.decode(ids).strip() for ids in words.values())
+        return io.NodeOutput(grids, text)

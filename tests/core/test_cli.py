@@ -1,0 +1,190 @@
+"""The command line, run as a user runs it: pictures on good input, one line and status 2 on bad."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_core.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*args: object) -> int:
+    return main([str(a) for a in args])
+
+
+def test_generate_draws_a_png_that_tells_its_settings(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "a.png"
+    assert (
+        run("generate", "a red circle", "--model", tiny_folder, "--size", "96x64", "--seed", 7, "--out", out)
+        == 0
+    )
+    assert capsys.readouterr().out.strip() == str(out)
+    with Image.open(out) as picture:
+        assert picture.size == (96, 64)
+        told = json.loads(picture.text["lumina_mgpt"])
+    assert (told["prompt"], told["seed"]) == ("a red circle", 7)
+
+
+def test_a_batch_holds_the_pictures_drawn_alone(tiny_folder, tmp_path):
+    common = ("generate", "a red circle", "--model", tiny_folder, "--size", "64x64")
+    assert run(*common, "--seed", 7, "--batch", 3, "--out", tmp_path / "b.png") == 0
+    assert run(*common, "--seed", 8, "--out", tmp_path / "alone.png") == 0
+    assert sorted(p.name for p in tmp_path.glob("b*")) == ["b_00.png", "b_01.png", "b_02.png"]
+    second, alone = (np.asarray(Image.open(tmp_path / n)) for n in ("b_01.png", "alone.png"))
+    assert np.array_equal(second, alone)
+
+
+def broken(tiny_folder: Path, folder: Path, name: str) -> Path:
+    """A copy of the checkpoint with one fault."""
+    shutil.copytree(tiny_folder, folder)
+    weights = folder / "model.safetensors"
+    if name == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif name == "missing weights":
+        weights.unlink()
+    elif name == "missing tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif name == "missing image tokenizer":
+        (folder / "movqgan.safetensors").unlink()
+    elif name == "not JSON":
+        (folder / "config.json").write_text("{", "utf-8")
+    elif name == "another model":
+        (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 32000}', "utf-8")
+        from safetensors.torch import load_file, save_file
+
+        save_file({k.replace("q_norm", "x_norm"): v for k, v in load_file(weights).items()}, weights)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("truncated", "model.safetensors is cut short"),
+        ("missing weights", "No weights in"),
+        ("missing tokenizer", "tokenizer.json is missing"),
+        ("missing image tokenizer", "image tokenizer .* is missing"),
+        ("not JSON", "cannot be read as JSON"),
+        ("another model", "of another kind .llama., not a Lumina-mGPT checkpoint"),
+    ],
+)
+def test_a_faulty_checkpoint_gets_one_line_and_status_2(tiny_folder, tmp_path, capsys, fault, words):
+    folder = broken(tiny_folder, tmp_path / "copy", fault)
+    out = tmp_path / "a.png"
+    assert run("generate", "a red circle", "--model", folder, "--out", out) == 2
+    refused_with(capsys, words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--size", "64x40"), "height is 40; it must be a multiple of 32"),
+        (("--model", "no-such-model"), "no checkpoint 'no-such-model'"),
+        (("--cfg", "nan"), "cfg is nan"),
+        (("--batch", "0"), "batch is 0"),
+        (("--decode", "warp"), "decode is 'warp'"),
+        (("--window", "0"), "window is 0"),
+        (("--out", "picture.jpg"), "--out is 'picture.jpg'"),
+        (("--device", "warp:0"), "--device warp:0"),
+    ],
+)
+def test_a_bad_option_gets_one_line_and_status_2(tiny_folder, tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    model = () if "--model" in options else ("--model", tiny_folder)
+    assert run("generate", "a red circle", *model, *options) == 2
+    refused_with(capsys, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_prompt_gets_one_line_and_status_2(tiny_folder, tmp_path, capsys):
+    assert run("generate", " ", "--model", tiny_folder, "--out", tmp_path / "a.png") == 2
+    refused_with(capsys, "prompt is empty")
+
+
+def refused_with(capsys, words: str) -> None:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert re.search(words, lines[0]), lines[0]
+
+
+def test_the_program_starts_as_a_module_and_shows_its_verbs():
+    done = subprocess.run(
+        [sys.executable, "-m", "lumina_core", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert {"demo", "generate", "train"} <= set(done.stdout.split())
+
+
+def test_inspect_tells_what_a_checkpoint_is_and_fails_on_an_incomplete_one(tiny_folder, tmp_path, capsys):
+    assert run("inspect", tiny_folder) == 0
+    said = capsys.readouterr().out
+    assert "Lumina-mGPT 2.0" in said
+    assert "memory" in said.lower()
+    assert run("inspect", broken(tiny_folder, tmp_path / "copy", "missing image tokenizer")) == 2
+    assert "movqgan" in capsys.readouterr().out
+
+
+def test_a_converted_file_draws_the_picture_of_its_folder(tiny_folder, tmp_path, capsys):
+    one = tmp_path / "one.safetensors"
+    assert run("convert", tiny_folder, one) == 0
+    for model, out in ((tiny_folder, "a.png"), (one, "b.png")):
+        assert (
+            run("generate", "a red circle", "--model", model, "--size", "64x64", "--out", tmp_path / out) == 0
+        )
+    a, b = (np.asarray(Image.open(tmp_path / n)) for n in ("a.png", "b.png"))
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("decode", ["ar", "jacobi"])
+def test_the_seed_exact_modes_draw_one_picture(tiny_folder, tmp_path, decode):
+    out = tmp_path / "a.png"
+    common = (
+        "generate",
+        "a red circle",
+        "--model",
+        tiny_folder,
+        "--size",
+        "64x64",
+        "--seed",
+        2,
+        "--out",
+        out,
+    )
+    assert run(*common) == 0
+    default = np.asarray(Image.open(out))
+    assert run(*common, "--decode", decode, "--window", 8) == 0
+    assert np.array_equal(np.asarray(Image.open(out)), default)
+
+
+def test_conformance_ends_with_a_line_of_counts(capsys):
+    golden = ROOT / "tests" / "data" / "golden"
+    assert run("conformance", golden) == 0
+    assert re.fullmatch(r"[1-9]\d* passed, 0 failed.*", capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_a_file_of_prompts_is_drawn_once_and_resumed(tiny_folder, tmp_path, capsys):
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    file.write_text(
+        '{"prompt": "a red circle", "seed": 1}\n{"prompt": "a blue square", "name": "two"}\n', "utf-8"
+    )
+    common = ("generate", "--prompts", file, "--model", tiny_folder, "--size", "64x64", "--out", out)
+    assert run(*common) == 0
+    assert len(list(out.glob("*.png"))) == 2
+    assert (out / "two.png").exists()
+    assert run(*common) == 0
+    assert capsys.readouterr().out.strip().endswith("2 were there already")
+
+
+def test_generate_without_words_says_what_to_give(capsys):
+    assert run("generate") == 2
+    refused_with(capsys, "give a PROMPT, or --prompts")

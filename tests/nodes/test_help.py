@@ -1,0 +1,41 @@
+"""The frozen list of nodes and their help pages agree; no ComfyUI needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+FROZEN = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))
+DOCS = ROOT / "nodes" / "web" / "docs"
+
+
+@pytest.mark.parametrize("node", FROZEN)
+def test_a_help_page_names_every_input(node):
+    page = (DOCS / f"{node}.md").read_text("utf-8")
+    missing = [name for name, *_ in FROZEN[node]["inputs"] if name not in page]
+    assert not missing
+
+
+def test_every_help_page_belongs_to_a_node():
+    assert {p.stem for p in DOCS.glob("*.md")} == set(FROZEN)
+
+
+def test_without_comfyui_the_door_offers_nothing():
+    script = "import runpy, sys; print(sorted(k for k in runpy.run_path(sys.argv[1]) if k[0] != '_'))"
+    command = [sys.executable, "-I", "-c", script, str(ROOT / "__init__.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['find_spec']"
+
+
+def test_the_chinese_translation_covers_every_node_and_input():
+    translated = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+    assert translated.keys() == FROZEN.keys()
+    for node, texts in translated.items():
+        assert list(texts["inputs"]) == [name for name, *_ in FROZEN[node]["inputs"]]
+        assert list(texts["outputs"]) == [str(i) for i in range(len(FROZEN[node]["outputs"]))]
+        assert all(t["name"] and t["tooltip"] for part in ("inputs", "outputs") for t in texts[part].values())
