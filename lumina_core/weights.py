@@ -12,8 +12,10 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from torch import nn
 
 from .errors import CheckpointError
 
+PART, READERS = 32 << 20, 4  # bytes a reader takes at a time; filling fresh memory is slower than a fast disk
 MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
 DTYPES = {
     "F64": torch.float64,
@@ -253,27 +256,39 @@ def shapes_of(files: Iterable[Path], prefix: str = "") -> dict[str, tuple[int, .
 
 
 def read_tensors(entries: Mapping[str, Entry]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of some entries, file by file in the order they lie there, each in memory of its own."""
-    for file in dict.fromkeys(e.file for e in entries.values()):
-        own = [(name, e) for name, e in entries.items() if e.file == file]
-        if any(e.mapped is not None for _, e in own):
-            yield from ((name, e.mapped.clone(memory_format=torch.contiguous_format)) for name, e in own)
-            continue
-        with file.open("rb", buffering=0) as f:
+    """The tensors of some entries, file by file in the order they lie there, each in memory of its own.
+
+    Several threads fill a large tensor, so no memory is needed beyond it.
+    """
+    with ThreadPoolExecutor(READERS) as readers:
+        for file in dict.fromkeys(e.file for e in entries.values()):
+            own = [(name, e) for name, e in entries.items() if e.file == file]
+            if any(e.mapped is not None for _, e in own):
+                yield from ((name, e.mapped.clone(memory_format=torch.contiguous_format)) for name, e in own)
+                continue
             for name, entry in sorted(own, key=lambda item: item[1].offset):
-                yield name, _read(f, name, entry)
+                yield name, _read(readers, name, entry)
 
 
-def _read(f, name: str, entry: Entry) -> torch.Tensor:
+def _read(readers: ThreadPoolExecutor, name: str, entry: Entry) -> torch.Tensor:
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-    f.seek(entry.offset)
-    while len(room):
-        got = f.readinto(room)
-        if not got:
-            raise CheckpointError(f"{entry.file} ends inside tensor '{name}'. {AGAIN}")
-        room = room[got:]
+    parts = [(entry.offset + first, room[first : first + PART]) for first in range(0, len(room), PART)]
+    read = partial(_read_part, entry.file, name)
+    for _ in map(read, parts) if len(parts) < 2 else readers.map(read, parts):
+        pass
     return tensor
+
+
+def _read_part(file: Path, name: str, part: tuple[int, memoryview]) -> None:
+    offset, room = part
+    with file.open("rb", buffering=0) as f:
+        f.seek(offset)
+        while len(room):
+            got = f.readinto(room)
+            if not got:
+                raise CheckpointError(f"{file} ends inside tensor '{name}'. {AGAIN}")
+            room = room[got:]
 
 
 def compare(
