@@ -1,6 +1,6 @@
 """Muon: momentum whose matrices are made orthogonal, so that every direction of a weight learns at the same pace.
 
-It adds about a seventh to a step of the bundled transformers and earns far more. `torch.optim.Muon` does the same in bfloat16,
+It adds about a seventh to a training step of the bundled transformers. `torch.optim.Muon` does the same in bfloat16,
 which processors without it are several times slower in.
 Source: K. Jordan et al., "Muon", 2024; step size as in arXiv 2502.16982, so that AdamW's learning rates serve.
 """
