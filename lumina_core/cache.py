@@ -11,6 +11,7 @@ class KVCache:
     def __init__(self, layers: int, rows: int, capacity: int, kv_heads: int, head_dim: int, *, device, dtype):
         shape = (rows, capacity, kv_heads, head_dim)
         self.rows, self.capacity = rows, capacity
+        self.steps = torch.arange(capacity, device=device)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
 
@@ -21,12 +22,15 @@ class KVCache:
         """Bytes the cache will take; nothing else is allocated."""
         return 2 * layers * rows * capacity * kv_heads * head_dim * dtype.itemsize
 
-    def write(
-        self, layer: int, rows: torch.Tensor, positions: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> None:
-        """Stores k and v (R, T, kv_heads, head_dim) at `positions` (R, T) of `rows` (R, 1)."""
-        self.keys[layer][rows, positions] = k
-        self.values[layer][rows, positions] = v
+    def places(self, rows: slice, positions: torch.Tensor) -> torch.Tensor:
+        """Where positions (R, T) of a range of rows stand in the flat cache: (R * T,), for `write`."""
+        first = torch.arange(*rows.indices(self.rows), device=positions.device) * self.capacity
+        return (first[:, None] + positions).view(-1)
+
+    def write(self, layer: int, places: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Stores k and v (R, T, kv_heads, head_dim) at `places` (R * T,)."""
+        for table, new in ((self.keys[layer], k), (self.values[layer], v)):
+            table.flatten(0, 1).index_copy_(0, places, new.flatten(0, 1))
 
     def read(self, layer: int, rows: slice, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `length` keys and values of a range of rows, (R, length, kv_heads, head_dim), without a copy."""
@@ -38,6 +42,7 @@ class KVCache:
             for i, old in enumerate(tables):
                 tables[i] = old.new_zeros(self.rows, capacity, *old.shape[2:])
                 tables[i][:, : self.capacity] = old
+        self.steps = torch.arange(capacity, device=self.steps.device)
         self.capacity = capacity
 
     def free(self) -> None:

@@ -5,7 +5,7 @@ Names of parameters are those of the released files. Source: arXiv 2405.09818, u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,11 @@ from torch import nn
 
 from .cache import KVCache
 from .errors import CheckpointError
+from .fused import lay_together, product, products, side_by_side
 
 HEAD_NORM_EPS = 1e-5  # fixed upstream, whatever the config says
 ROTARY_STEP = 4096  # positions that the rotary tables grow by
-_rms_norm = getattr(F, "rms_norm", None)  # of torch 2.4 and later; one call instead of five
+_rms_norm = getattr(F, "rms_norm", None)  # of torch 2.4 and later
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class TransformerConfig:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm: statistics in float32, cast back, then the weight."""
+    """The weight of a root-mean-square norm."""
 
     def __init__(self, size: int, eps: float, dtype=None, device=None):
         super().__init__()
@@ -83,15 +84,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight.to(x.device, x.dtype)  # a partial load may leave it elsewhere
-        if x.dtype == torch.float32 and _rms_norm is not None:
-            return _rms_norm(x, x.shape[-1:], weight, self.eps)
-        f = x.float()
-        f = f * torch.rsqrt(f.square().mean(-1, keepdim=True) + self.eps)
-        return weight * f.to(x.dtype)
+        return rms_norm(x, weight, self.eps)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square norm: statistics in float32, cast back, then the weight."""
+    if x.device.type != "cpu" and _rms_norm is not None:
+        return _rms_norm(x, x.shape[-1:], weight, eps)  # one kernel there; on a CPU it is slower
+    f = x.float()
+    scale = torch.linalg.vecdot(f, f).unsqueeze(-1).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return (f * scale).to(x.dtype) * weight
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm of each head; row s of the affine (shards, head_dim) serves that shard's consecutive heads."""
+    """The affine of a LayerNorm of each head; row s of (shards, head_dim) serves that shard's consecutive heads."""
 
     def __init__(self, shards: int, heads: int, head_dim: int, dtype=None, device=None):
         super().__init__()
@@ -99,15 +105,11 @@ class HeadNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shards, head_dim, dtype=dtype, device=device))
         self.repeat = heads // shards
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (R, T, heads, head_dim)
-        if len(self.weight) == 1 and x.dtype == torch.float32:
-            weight, bias = (p[0].to(x.device, x.dtype) for p in (self.weight, self.bias))
-            return F.layer_norm(x, x.shape[-1:], weight, bias, HEAD_NORM_EPS)
-        f = F.layer_norm(x.float(), x.shape[-1:], eps=HEAD_NORM_EPS)
-        weight, bias = (p.to(x.device, torch.float32) for p in (self.weight, self.bias))
-        if len(weight) > 1:
-            weight, bias = weight.repeat_interleave(self.repeat, 0), bias.repeat_interleave(self.repeat, 0)
-        return torch.addcmul(bias, f, weight).to(x.dtype)
+
+def head_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """LayerNorm of x (..., heads, head_dim), affine (heads, head_dim) in float32."""
+    f = F.layer_norm(x.float(), x.shape[-1:], eps=HEAD_NORM_EPS)
+    return torch.addcmul(bias, f, weight).to(x.dtype)
 
 
 class Rotary:
@@ -125,17 +127,17 @@ class Rotary:
         table = self.tables.get(key)
         if table is None or len(table) < length:
             table = self.tables[key] = self._table(-(-length // ROTARY_STEP) * ROTARY_STEP, *key)
-        cos, sin = table[positions].unbind(-2)
-        return cos[:, :, None], sin[:, :, None]
+        return table[positions].unbind(2)
 
     def _table(self, length: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """(length, 2, head_dim)."""
+        """(length, 2, 1, head_dim)."""
         with torch.inference_mode(False), torch.no_grad():  # the same table serves training
             steps = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
             places = torch.arange(length, device=device, dtype=torch.float32)
             angles = places[:, None] * self.theta ** (-steps / self.head_dim)
             cos, sin = angles.cos(), angles.sin()
-            return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1).to(dtype)
+            table = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
+            return table[:, :, None].to(dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -151,13 +153,14 @@ class Reach:
     sin: torch.Tensor
     cache: KVCache | None
     rows: slice  # rows of the cache that take part
-    row_ids: torch.Tensor | None  # the same as indices (R, 1)
-    positions: torch.Tensor  # (R, T)
+    places: torch.Tensor | None  # where the cache is written (R * T,)
     length: int  # keys looked at
     mask: torch.Tensor | None  # (R, 1, T, length), added to the scores; None: plain causal
 
 
 class Attention(nn.Module):
+    """The weights of attention; see `Parts`."""
+
     def __init__(self, cfg: TransformerConfig, ops, **where):
         super().__init__()
         d, heads, kv, bias = (
@@ -166,7 +169,7 @@ class Attention(nn.Module):
             cfg.num_key_value_heads,
             cfg.attention_bias,
         )
-        self.heads, self.kv_heads, self.head_dim = heads, kv, d
+        self.heads, self.kv_heads = heads, kv
         self.q_proj = ops.Linear(cfg.hidden_size, heads * d, bias=bias, **where)
         self.k_proj = ops.Linear(cfg.hidden_size, kv * d, bias=bias, **where)
         self.v_proj = ops.Linear(cfg.hidden_size, kv * d, bias=bias, **where)
@@ -174,14 +177,62 @@ class Attention(nn.Module):
         self.q_norm = HeadNorm(cfg.model_parallel_size, heads, d, **where)
         self.k_norm = HeadNorm(cfg.model_parallel_size, kv, d, **where)
 
-    def forward(self, x: torch.Tensor, layer: int, reach: Reach) -> torch.Tensor:
+    def norms(self, device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias (heads + kv_heads, head_dim), float32, of the norm of queries and keys side by side."""
+
+        def one_a_head(norm: HeadNorm, leaf: str) -> torch.Tensor:
+            return getattr(norm, leaf).to(device, torch.float32).repeat_interleave(norm.repeat, 0)
+
+        both = (self.q_norm, self.k_norm)
+        return tuple(torch.cat([one_a_head(norm, leaf) for norm in both]) for leaf in ("weight", "bias"))
+
+
+class MLP(nn.Module):
+    """The weights of the gated MLP; see `Parts`."""
+
+    def __init__(self, cfg: TransformerConfig, ops, **where):
+        super().__init__()
+        self.gate_proj = ops.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias, **where)
+        self.up_proj = ops.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias, **where)
+        self.down_proj = ops.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias, **where)
+
+
+class Parts:
+    """A layer ready to compute: what its modules hold, looked up once and not again in every pass.
+
+    Attention and MLP with residuals; the norms stand before each branch, or behind it with `swin_norm`. Right as long
+    as no weight is moved, patched or replaced; layers that are not plain are called as they are.
+    """
+
+    def __init__(self, layer: Layer, device, dtype: torch.dtype):
+        a, m = layer.self_attn, layer.mlp
+        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        self.norms = [norm.weight.to(device, dtype) for norm in norms]
+        self.eps = layer.input_layernorm.eps
+        self.head_weight, self.head_bias = a.norms(device)
+        self.heads, self.kv_heads, self.head_dim = a.heads, a.kv_heads, self.head_weight.shape[1]
+        self.qkv, self.out = side_by_side([a.q_proj, a.k_proj, a.v_proj]), product(a.o_proj)
+        self.gate_up, self.down = products([m.gate_proj, m.up_proj]), product(m.down_proj)
+        self.swin_norm, self.dropout = layer.swin_norm, layer.dropout if layer.training else 0.0
+
+    def __call__(self, x: torch.Tensor, layer: int, reach: Reach) -> torch.Tensor:
+        if self.swin_norm:
+            x = x + self.drop(rms_norm(self.attention(x, layer, reach), self.norms[0], self.eps))
+            return x + self.drop(rms_norm(self.mlp(x), self.norms[1], self.eps))
+        x = x + self.drop(self.attention(rms_norm(x, self.norms[0], self.eps), layer, reach))
+        return x + self.drop(self.mlp(rms_norm(x, self.norms[1], self.eps)))
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.dropout) if self.dropout else x
+
+    def attention(self, x: torch.Tensor, layer: int, reach: Reach) -> torch.Tensor:
         r, t, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(r, t, self.heads, self.head_dim))
-        k = self.k_norm(self.k_proj(x).view(r, t, self.kv_heads, self.head_dim))
-        v = self.v_proj(x).view(r, t, self.kv_heads, self.head_dim)
-        q, k = rotate(q, reach.cos, reach.sin), rotate(k, reach.cos, reach.sin)
+        both = self.heads + self.kv_heads
+        qk, v = self.qkv(x).view(r, t, -1, self.head_dim).split_with_sizes([both, self.kv_heads], 2)
+        qk = rotate(head_norm(qk, self.head_weight, self.head_bias), reach.cos, reach.sin)
+        q, k = qk.split_with_sizes([self.heads, self.kv_heads], 2)
         if reach.cache is not None:
-            reach.cache.write(layer, reach.row_ids, reach.positions, k, v)
+            reach.cache.write(layer, reach.places, k, v)
             k, v = reach.cache.read(layer, reach.rows, reach.length)
         if self.heads != self.kv_heads:
             k, v = (z.repeat_interleave(self.heads // self.kv_heads, 2) for z in (k, v))
@@ -192,22 +243,15 @@ class Attention(nn.Module):
             attn_mask=reach.mask,
             is_causal=reach.mask is None,
         )
-        return self.o_proj(out.transpose(1, 2).reshape(r, t, -1))
+        return self.out(out.transpose(1, 2).reshape(r, t, -1))
 
-
-class MLP(nn.Module):
-    def __init__(self, cfg: TransformerConfig, ops, **where):
-        super().__init__()
-        self.gate_proj = ops.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias, **where)
-        self.up_proj = ops.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.mlp_bias, **where)
-        self.down_proj = ops.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.mlp_bias, **where)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x)
+        return self.down(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
-    """Attention and MLP with residuals; the norms stand before each branch, or behind it with `swin_norm`."""
+    """Attention, MLP and their norms; see `Parts` for what it computes."""
 
     def __init__(self, cfg: TransformerConfig, ops, **where):
         super().__init__()
@@ -218,14 +262,7 @@ class Layer(nn.Module):
         self.swin_norm, self.dropout = cfg.swin_norm, cfg.dropout
 
     def forward(self, x: torch.Tensor, layer: int, reach: Reach) -> torch.Tensor:
-        if self.swin_norm:
-            x = x + self.drop(self.input_layernorm(self.self_attn(x, layer, reach)))
-            return x + self.drop(self.post_attention_layernorm(self.mlp(x)))
-        x = x + self.drop(self.self_attn(self.input_layernorm(x), layer, reach))
-        return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
-
-    def drop(self, x: torch.Tensor) -> torch.Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return Parts(self, x.device, x.dtype)(x, layer, reach)
 
 
 class Body(nn.Module):
@@ -248,6 +285,17 @@ class Transformer(nn.Module):
             config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device
         )
 
+    def lay_weights_together(self) -> None:
+        """Places weights that are multiplied with the same input one behind the other, for one product; see `fused`."""
+        for layer in self.model.layers:
+            a, m = layer.self_attn, layer.mlp
+            lay_together([a.q_proj, a.k_proj, a.v_proj])
+            lay_together([m.gate_proj, m.up_proj])
+
+    def parts(self, device) -> list[Parts]:
+        """All layers ready to compute on a device, for passes between which no weight is moved, patched or replaced."""
+        return [Parts(layer, device, self.model.embed_tokens.weight.dtype) for layer in self.model.layers]
+
     def new_cache(self, rows: int, capacity: int, device, dtype: torch.dtype) -> KVCache:
         c = self.config
         return KVCache(
@@ -265,12 +313,14 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         rows: slice = slice(None),
         length: int | None = None,
+        parts: Sequence[Parts] | None = None,
     ) -> torch.Tensor:
         """Hidden states (R, T, hidden) after the final norm.
 
         Row r's tokens stand at positions start[r], start[r] + 1, ... With a cache their keys are written there, and
         each sees the row's keys at positions up to its own; `length` bounds the keys looked at (all rows' last
-        position plus one, given by the caller so that no device has to be asked).
+        position plus one, given by the caller so that no device has to be asked). `parts` are those of all layers,
+        from a caller that makes many passes.
         """
         r, t = tokens.shape
         steps = torch.arange(t, device=tokens.device)
@@ -285,16 +335,14 @@ class Transformer(nn.Module):
         x = self.model.embed_tokens(tokens)
         mask = None
         if not fresh:  # a fresh prefill is plain causal, which has faster kernels
-            hidden = torch.arange(length, device=tokens.device) > positions[:, None, :, None]
-            mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill_(
-                hidden, float("-inf")
-            )
-        row_ids = None
-        if cache is not None:
-            row_ids = torch.arange(cache.rows, device=tokens.device)[rows, None]
+            keys = torch.arange(length, device=tokens.device) if cache is None else cache.steps[:length]
+            hidden = keys > positions[:, None, :, None]
+            mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device)
+            mask.masked_fill_(hidden, float("-inf"))
+        places = None if cache is None else cache.places(rows, positions)
         cos, sin = self.rotary(positions, length, x.dtype)
-        reach = Reach(cos, sin, cache, rows, row_ids, positions, t if fresh else length, mask)
-        for i, layer in enumerate(self.model.layers):
+        reach = Reach(cos, sin, cache, rows, places, t if fresh else length, mask)
+        for i, layer in enumerate(parts or self.model.layers):
             x = layer(x, i, reach)
         return self.model.norm(x)
 

@@ -13,7 +13,8 @@ LEAVES = {"torch", "errors"}
 MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import; `errors` is open to all
     "errors": set(),
     "cache": set(),
-    "transformer": {"cache"},
+    "fused": set(),
+    "transformer": {"cache", "fused"},
     "unirep": set(),
     "text": set(),
     "files": set(),

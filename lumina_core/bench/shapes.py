@@ -95,6 +95,7 @@ def build(name: str, shape: Shape, device: torch.device, precision: str) -> Mode
     generator = torch.Generator(device).manual_seed(0)
     for module in (transformer, vq):
         _fill(module, device, generator, quant.FORMATS.get(precision))
+    transformer.lay_weights_together()
     family = next(f for f in FAMILIES if f.id == shape.family)
     return Model(f"random {name}", family, transformer, vq, None, vocabulary(shape))
 

@@ -310,6 +310,8 @@ def load(
     total = mine + sum(parts.vq_entries[name].nbytes for name in parts.vq_expected)
     place = quant.placer(device, dtype, scaled, kind)
     weights.fill(transformer, found.entries, parts.expected, place, lambda n: report(n, total))
+    if ops is weights.Bare:  # a host moves weights one by one, and counts the memory of each as its own
+        transformer.lay_weights_together()
     place = quant.placer(device, vq_dtype)
     weights.fill(vq, parts.vq_entries, parts.vq_expected, place, lambda n: report(mine + n, total))
     own = found.config.get("sampling")

@@ -27,6 +27,7 @@ class Contexts:
         self.cursor = torch.zeros(self.cache.rows, dtype=torch.int64, device=self.device)
         self.longest = 0
         self.graphs = Graphs.of(transformer, self.cache, self.device)
+        self.parts = transformer.parts(self.device)
 
     @staticmethod
     def nbytes(transformer: Transformer, n: int, guided: bool, capacity: int) -> int:
@@ -78,7 +79,7 @@ class Contexts:
     def _pass(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
         if self.graphs is not None:
             return self.graphs.run(tokens, start, rows, length)
-        return self.transformer(tokens, start, self.cache, rows, length)
+        return self.transformer(tokens, start, self.cache, rows, length, self.parts)
 
     def reserve(self, capacity: int, more: int = 0) -> None:
         """Makes the cache hold at least `capacity` positions a row; where it must grow, `more` besides."""
@@ -91,6 +92,7 @@ class Contexts:
         """Lets the cache go; nothing can be fed after."""
         if self.graphs is not None:
             self.graphs.drop()
+        self.parts = None
         self.cache.free()
 
 

@@ -12,13 +12,7 @@ from ..unirep import TokenGrid
 
 MODES = ("ar", "jacobi", "coupled")
 LARGEST_WINDOW = 256
-WINDOWS = (
-    8,
-    16,
-    32,
-    4,
-    2,
-)  # tried where none is set, in this order; 2 is plain decoding with row ends taken along
+WINDOWS = (2, 4, 8, 16, 32)  # tried where none is set; 2 is plain decoding with row ends taken along
 COUPLED_WINDOW = 32
 
 

@@ -55,6 +55,7 @@ class Graphs:
         self.made: dict[tuple, tuple[Callable[[], None], list[torch.Tensor]]] = {}
         self.seen: Counter[tuple] = Counter()
         self.weights = fingerprint(transformer)
+        self.parts = transformer.parts(cache.steps.device)
         self.works = True
 
     @classmethod
@@ -74,8 +75,9 @@ class Graphs:
         if fingerprint(self.transformer) != self.weights:
             self.drop()
             self.weights = fingerprint(self.transformer)
+            self.parts = self.transformer.parts(self.cache.steps.device)
         if key not in self.made and not self._record(key, tokens, start, rows, bucket):
-            return self.transformer(tokens, start, self.cache, rows, length)
+            return self.transformer(tokens, start, self.cache, rows, length, self.parts)
         replay, (held_tokens, held_start, result, *_) = self.made[key]
         held_tokens.copy_(tokens)
         held_start.copy_(start)
@@ -90,7 +92,7 @@ class Graphs:
         held_tokens, held_start = tokens.clone(), start.clone()
         try:
             replay, result = self.recorder.record(
-                lambda: self.transformer(held_tokens, held_start, self.cache, rows, bucket)
+                lambda: self.transformer(held_tokens, held_start, self.cache, rows, bucket, self.parts)
             )
         except Exception as e:  # whatever it is, the picture can be drawn without
             self.works = False

@@ -43,7 +43,10 @@ class Table(torch.nn.Module):
     def head_rows(self, ids, device, dtype):
         return None
 
-    def forward(self, tokens, start=0, cache=None, rows=slice(None), length=None):
+    def parts(self, device):
+        return None
+
+    def forward(self, tokens, start=0, cache=None, rows=slice(None), length=None, parts=None):
         self.passes += 1
         if self.guided:
             row = torch.arange(cache.rows)[rows, None]

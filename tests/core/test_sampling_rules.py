@@ -65,7 +65,10 @@ class Scripted:
     def cache_nbytes(self, rows, capacity, dtype):
         return KVCache.nbytes(1, rows, capacity, 1, 1, dtype)
 
-    def __call__(self, tokens, start=0, cache=None, rows=slice(None), length=None):
+    def parts(self, device):
+        return None
+
+    def __call__(self, tokens, start=0, cache=None, rows=slice(None), length=None, parts=None):
         first = rows.start or 0
         starts = [start] * len(tokens) if isinstance(start, int) else start.tolist()
         self.fed += [(first + r, starts[r], tokens[r].tolist()) for r in range(len(tokens))]

@@ -1,0 +1,105 @@
+"""Queries, keys and values, and gate and up, in one product: the same states, and no weight that is not seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lumina_core import load
+from lumina_core.fused import lay_together, one_weight
+from lumina_core.transformer import Transformer, TransformerConfig
+from tests import tiny
+
+TOKENS = torch.arange(12).view(2, 6) + 5
+
+
+@pytest.fixture
+def transformer(tiny_folder):
+    return load(tiny_folder).transformer
+
+
+def groups(transformer):
+    for layer in transformer.model.layers:
+        a, m = layer.self_attn, layer.mlp
+        yield [a.q_proj, a.k_proj, a.v_proj]
+        yield [m.gate_proj, m.up_proj]
+
+
+def apart(transformer) -> Transformer:
+    """The same weights, each in memory of its own."""
+    other = Transformer(transformer.config).requires_grad_(False)
+    other.load_state_dict(transformer.state_dict())
+    return other
+
+
+def test_a_loaded_checkpoint_has_them_together_under_their_own_names(transformer):
+    for linears in groups(transformer):
+        whole = one_weight(linears)
+        assert whole.data_ptr() == linears[0].weight.data_ptr()
+        torch.testing.assert_close(whole, torch.cat([linear.weight for linear in linears]))
+    other = apart(transformer)
+    assert all(one_weight(linears) is None for linears in groups(other))
+    mine, theirs = transformer.state_dict(), other.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    torch.testing.assert_close(transformer(TOKENS), other(TOKENS))
+
+
+@pytest.mark.parametrize("name", ["q_proj", "v_proj"])
+def test_a_weight_that_is_patched_or_replaced_counts(transformer, name):
+    linear = getattr(transformer.model.layers[0].self_attn, name)
+    before = transformer(TOKENS)
+    with torch.no_grad():
+        linear.weight *= 1.5
+    in_place = transformer(TOKENS)
+    assert not torch.allclose(in_place, before)
+    torch.testing.assert_close(in_place, apart(transformer)(TOKENS))
+    linear.weight = nn.Parameter(linear.weight * 2, requires_grad=False)
+    assert one_weight(next(groups(transformer))) is None
+    torch.testing.assert_close(transformer(TOKENS), apart(transformer)(TOKENS))
+
+
+def test_a_hook_on_one_of_them_is_called(transformer):
+    linear, calls = transformer.model.layers[0].self_attn.k_proj, []
+    with linear.register_forward_hook(lambda *_: calls.append(1)):
+        transformer(TOKENS)
+    assert calls
+
+
+def test_gradients_are_those_of_the_layers_apart():
+    config = tiny.transformer_config(300)
+    torch.manual_seed(0)
+    model = Transformer(config)
+    model(TOKENS).square().sum().backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    hooks = [linear.register_forward_hook(lambda *_: None) for g in groups(model) for linear in g]
+    model(TOKENS).square().sum().backward()
+    assert len(together) > 20
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, together[name], rtol=1e-3, atol=1e-4)
+    for hook in hooks:
+        hook.remove()
+
+
+def test_layers_that_are_not_plain_stay_where_they_are():
+    linears = [nn.Linear(4, 4, bias=True), nn.Linear(4, 4, bias=False)]
+    places = [linear.weight.data_ptr() for linear in linears]
+    lay_together(linears)
+    assert [linear.weight.data_ptr() for linear in linears] == places
+    assert one_weight(linears) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"num_key_value_heads": 2}, {"attention_bias": True}, {"swin_norm": True}, {"model_parallel_size": 2}],
+)
+def test_ready_parts_compute_what_the_layers_do(odd):
+    sizes = tiny.transformer_config(300).__dict__ | odd
+    model = Transformer(TransformerConfig(**sizes)).requires_grad_(False)
+    tiny.randomize(model, 3)
+    plain = model(TOKENS)
+    model.lay_weights_together()
+    torch.testing.assert_close(model(TOKENS, parts=model.parts("cpu")), plain)

@@ -1,0 +1,87 @@
+"""The window that is chosen by itself: the fastest one by the clock, whatever else the machine does meanwhile."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lumina_core import Sampling
+from lumina_core.sampling import pace
+from lumina_core.sampling.events import WINDOWS
+from lumina_core.sampling.pace import TRIAL, Pace
+
+JACOBI = Sampling(decode="jacobi")
+
+
+class Transformer:
+    """Only there to be remembered."""
+
+
+def contexts(transformer):
+    cache = SimpleNamespace(rows=2)
+    return SimpleNamespace(transformer=transformer, cache=cache, device="cpu", dtype=torch.float32)
+
+
+def run(monkeypatch, of: Pace, passes: int, accepted, cost, load=lambda: 1.0) -> list[int]:
+    """The windows of some passes on a machine where a pass of w takes `cost(w)` seconds, times `load()`."""
+    clock, windows = [0.0], []
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
+    for _ in range(passes):
+        with of.timed() as window:
+            clock[0] += cost(window) * load()
+        of.note(accepted(window))
+        windows.append(window)
+    return windows
+
+
+@pytest.mark.parametrize(
+    ("cost", "best"),
+    [
+        (lambda w: 1.0, 32),  # a pass costs the same, however wide
+        (lambda w: 1 + w / 8, 8),
+        (lambda w: w, 2),  # every token costs the same: drafts do not pay
+    ],
+)
+def test_the_fastest_window_is_found_soon(monkeypatch, cost, best):
+    accepted = {2: 1, 4: 2, 8: 4, 16: 5, 32: 6}
+    if best == 2:
+        accepted = {2: 1, 4: 1, 8: 1, 16: 1, 32: 1}
+    windows = run(monkeypatch, Pace(None), 6 * TRIAL, accepted.get, cost)
+    assert windows[-1] == best
+    assert len(set(windows)) <= 5
+
+
+def test_a_busy_machine_does_not_mislead(monkeypatch):
+    accepted = {2: 1, 4: 2, 8: 4, 16: 7, 32: 8}
+    rng = random.Random(0)
+    for _ in range(50):
+        # every second pass has the machine to itself; the others take up to ten times as long
+        load = lambda: rng.choice([1.0, rng.uniform(1, 10)])  # noqa: E731
+        windows = run(monkeypatch, Pace(None), 8 * TRIAL, accepted.get, lambda w: 1 + w / 16, load)
+        assert windows[-1] in (8, 16, 32)
+
+
+def test_what_was_learnt_is_kept_for_the_next_run_of_the_same_kind(monkeypatch):
+    transformer = Transformer()
+    first = Pace.of(contexts(transformer), JACOBI)
+    run(monkeypatch, first, 6 * TRIAL, lambda w: 4, lambda w: 1 + w / 4)
+    again = Pace.of(contexts(transformer), JACOBI)
+    assert again.settled
+    assert again.window == first.window
+    assert not Pace.of(contexts(transformer), Sampling(decode="jacobi", cfg=1.0)).settled
+    assert not Pace.of(contexts(Transformer()), JACOBI).settled
+
+
+def test_a_window_that_is_set_stays(monkeypatch):
+    of = Pace.of(contexts(Transformer()), Sampling(decode="jacobi", window=5))
+    assert set(run(monkeypatch, of, 40, lambda w: 1, lambda w: w)) == {5}
+
+
+def test_it_says_so_when_drafts_do_not_pay(monkeypatch, caplog):
+    with caplog.at_level("INFO"):
+        run(monkeypatch, Pace(None), 8 * TRIAL, lambda w: 1, lambda w: w)
+    assert caplog.text.count("drafts do not pay here") == 1
+    assert min(WINDOWS) == 2
