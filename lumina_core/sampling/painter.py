@@ -44,11 +44,15 @@ class Painter:
         self.head = contexts.transformer.head_rows(vocabulary.code_ids, device, contexts.dtype)
         self.codes = torch.zeros(len(pictures), 0, shape[1], dtype=torch.int64, device=device)
 
-    def start(self, hidden: torch.Tensor, opened: list[int], drawn: int) -> None:
+    def start(
+        self, hidden: torch.Tensor, opened: list[int], drawn: int, kept: torch.Tensor | None = None
+    ) -> None:
         """Takes the conditional rows' last state, starts the unconditional rows on the opened picture.
 
-        `opened` is the picture's tokens so far (start, sizes, codes given); `drawn` of them were generated.
+        `opened` is the picture's tokens so far (start, sizes, codes given); `drawn` of them were generated. `kept`
+        (pictures, h, w) holds codes that are set instead of drawn, -1 elsewhere.
         """
+        self.kept = kept
         self.hidden = hidden
         if self.guided:
             self.hidden = torch.cat([hidden, self.contexts.prefill(opened, unconditional=True)])
@@ -80,6 +84,8 @@ class Painter:
                 code = draw(
                     self.allowed(self.hidden, place), self.sampling.temperature, noise[:, place - first]
                 )
+                if self.kept is not None:
+                    code = torch.where(self.kept[:, row, column] < 0, code, self.kept[:, row, column])
                 drawn.append(code)
                 self.tail = self.code_ids[code][:, None]
                 if column == width - 1:
