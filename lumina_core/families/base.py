@@ -308,6 +308,10 @@ class Model:
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.family.templates)
 
+    def template(self, task: str) -> Template:
+        """The entry of a task, or an `InputError` that lists the tasks there are."""
+        return self.family.template(task)
+
     @property
     def target(self) -> int:
         """Pixels a side of the square whose allowed sizes pictures of a prompt are cut to.
