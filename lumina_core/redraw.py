@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import InputError
 from .prompts import Prompt
 from .unirep import UNIT, TokenGrid, Vocabulary
+
+if TYPE_CHECKING:
+    from .families import Model
 
 
 def redraw(
@@ -47,6 +51,13 @@ def redraw(
             "change, or ask for a greater height to continue it downwards."
         )
     return replace(prompt, kept=tuple(kept))
+
+
+def size_kept(model: Model, task: str, grids: Sequence[TokenGrid]) -> tuple[int, int]:
+    """The size (width, height) of one panel that a task has when it draws the picture of the first grid again."""
+    height, width = (n * UNIT for n in model.vocabulary.units(grids[0].codes))
+    panels = model.template(task).panels if grids[0].panels > 1 else 1
+    return width, height // panels
 
 
 def touched(mask: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -97,7 +97,9 @@ def test_a_tile_is_given_to_the_model_as_upstream_gives_a_picture(model):
 def test_the_colours_of_the_input_come_back(model):
     image = Image.new("RGB", (40, 40), (150, 110, 128))
     gap = {
-        colour: np.abs(restored(model, image, 1.0, colour=colour).picture.mean((0, 1)) - (150, 110, 128)).max()
+        colour: np.abs(
+            restored(model, image, 1.0, colour=colour).picture.mean((0, 1)) - (150, 110, 128)
+        ).max()
         for colour in ("wavelet", "adain", "none")
     }
     assert max(gap["wavelet"], gap["adain"]) < 12 < gap["none"], gap
