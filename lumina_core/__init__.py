@@ -1,11 +1,15 @@
 """Lumina-mGPT without ComfyUI: load a checkpoint, make a prompt, draw tokens, decode them to a picture."""
 
+from .best import agreements, best, decoded, given_scores, likelihoods, question_of, question_prompts
+from .chat import Answered, Chat
 from .errors import CheckpointError, InputError, LuminaError, PictureError
 from .families import Model, bundled, default_dtype, find, listing, load, tasks
 from .image import from_tensor, to_tensor
-from .memory import decode_nbytes, sampling_nbytes
+from .memory import decode_nbytes, pass_nbytes, sampling_nbytes
 from .prompts import Prompt
 from .quant import FORMATS
+from .redraw import redraw, size_kept
+from .restoration import COLOURS, TILING, Restoration, Restored
 from .sampling import (
     MODES,
     AnswerFinished,
@@ -16,15 +20,20 @@ from .sampling import (
     TextPiece,
     generate,
 )
+from .sampling.choose import Ranking
 from .unirep import UNIT, TokenGrid
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "COLOURS",
     "FORMATS",
     "MODES",
+    "TILING",
     "UNIT",
     "AnswerFinished",
+    "Answered",
+    "Chat",
     "CheckpointError",
     "InputError",
     "LuminaError",
@@ -33,19 +42,32 @@ __all__ = [
     "PictureFinished",
     "Progress",
     "Prompt",
+    "Ranking",
+    "Restoration",
+    "Restored",
     "RowFinished",
     "Sampling",
     "TextPiece",
     "TokenGrid",
+    "agreements",
+    "best",
     "bundled",
     "decode_nbytes",
+    "decoded",
     "default_dtype",
     "find",
     "from_tensor",
     "generate",
+    "given_scores",
+    "likelihoods",
     "listing",
     "load",
+    "pass_nbytes",
+    "question_of",
+    "question_prompts",
+    "redraw",
     "sampling_nbytes",
+    "size_kept",
     "tasks",
     "to_tensor",
 ]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import MODES, LuminaError, Sampling, __version__, commands
+from . import MODES, LuminaError, Sampling, __version__, commands, talk
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    print(text, end=end, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     for add in (
         *(add_demo, add_generate, add_inspect, add_convert, add_download),
         *(add_bench, add_conformance, add_train),
+        *(add_restore, add_chat),
     ):
         add(verbs)
     return top
@@ -142,14 +143,56 @@ def add_train(verbs: argparse._SubParsersAction) -> None:
     judge.set_defaults(run=commands.run_evaluate)
 
 
+def add_restore(verbs: argparse._SubParsersAction) -> None:
+    from .restoration import COLOURS, TILING
+
+    p = verbs.add_parser("restore", help="restore and enlarge a picture of any size with a PURE checkpoint")
+    p.add_argument("--image", type=Path, required=True, metavar="FILE", help="the picture")
+    p.add_argument(
+        "--scale", type=float, default=4.0, metavar="N", help="times larger, each side (default: 4)"
+    )
+    p.add_argument("--out", type=Path, default=Path("restored.png"), metavar="FILE", help="PNG to write")
+    p.add_argument("--plan", type=Path, metavar="FILE", help="also write the picture with its tiles drawn on")
+    p.add_argument("--color-fix", default="wavelet", help=f"{', '.join(COLOURS)} (default: wavelet)")
+    p.add_argument("--tiling", default=TILING[0], help=f"{', '.join(TILING)} (default: {TILING[0]})")
+    add_model_options(p, "nano-pure")
+    add_sampling_options(p, batch=False)
+    p.set_defaults(run=talk.run_restore)
+
+
+def add_chat(verbs: argparse._SubParsersAction) -> None:
+    p = verbs.add_parser(
+        "chat", help="ask a checkpoint of Lumina-mGPT 1.0; on a terminal without a question, go on"
+    )
+    p.add_argument("question", metavar="QUESTION", nargs="?", help="what to ask")
+    p.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture; may be given again",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("chat"),
+        metavar="DIR",
+        help="folder for drawn pictures (default: chat)",
+    )
+    add_model_options(p, "nano-mgpt1")
+    add_sampling_options(p, batch=False)
+    p.add_argument("--max-tokens", type=int, help="the longest answer (default: the family's)")
+    p.set_defaults(run=talk.run_chat)
+
+
 def add_vq_option(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--vq", type=Path, metavar="FILE", help="image tokenizer, when it is not beside the checkpoint"
     )
 
 
-def add_model_options(p: argparse.ArgumentParser) -> None:
-    name = "nano-mgpt2"
+def add_model_options(p: argparse.ArgumentParser, name: str = "nano-mgpt2") -> None:
     p.add_argument(
         "--model", default=name, metavar="NAME|PATH", help=f"bundled name, folder or file (default: {name})"
     )
@@ -161,7 +204,7 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_options(p: argparse.ArgumentParser) -> None:
+def add_sampling_options(p: argparse.ArgumentParser, batch: bool = True) -> None:
     d = Sampling()
     p.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
     p.add_argument("--cfg", type=float, help="guidance; 1 is none (default: the family's, 4 for 2.0)")
@@ -169,7 +212,8 @@ def add_sampling_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--image-top-k", "--top-k", type=int, help="codes considered at each place; 0 is all")
     p.add_argument("--decode", default=d.decode, help=f"{', '.join(MODES)} (default: {d.decode})")
     p.add_argument("--window", type=window, metavar="N|auto", help="drafts a pass (default: auto)")
-    p.add_argument("--batch", type=int, default=1, help="pictures, with seeds seed, seed + 1, ...")
+    if batch:
+        p.add_argument("--batch", type=int, default=1, help="pictures, with seeds seed, seed + 1, ...")
 
 
 def size(text: str) -> tuple[int, int]:

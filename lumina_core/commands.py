@@ -33,7 +33,7 @@ from .devices import pick_device
 from .files import write_whole
 from .sheet import contact_sheet
 
-Say = Callable[[str], None]
+Say = Callable[..., None]  # (text, end="\n")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRECISIONS = ("auto", *DTYPES, *FORMATS)
 DEMO = (

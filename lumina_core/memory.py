@@ -116,6 +116,13 @@ def sampling_nbytes(
     return cache_nbytes(transformer, vocabulary, prompt, sampling) + scores + layer * dtype.itemsize
 
 
+def pass_nbytes(transformer: Transformer, tokens: int) -> int:
+    """Bytes that one pass over so many tokens takes beside the weights; their codes are rated a few rows at a time."""
+    config, dtype = transformer.config, transformer.model.embed_tokens.weight.dtype
+    layer = (8 * config.hidden_size + 3 * config.intermediate_size) * tokens * dtype.itemsize
+    return layer + 4 * 4 * config.vocab_size * 32
+
+
 def sizes_offered(vq: VQConfig, positions: int) -> list[tuple[int, int]]:
     """Square sizes worth a column in a table: those that fit the positions, three at most, the largest last."""
     fitting = [

@@ -118,6 +118,9 @@ class Prompt:
     text: str = ""
     entropy_top_k: tuple[int, int] | None = None  # PURE: image top-k follows the entropy, within these limits
     guidance_decay: bool = False  # 2.0: upstream lowers the guidance scale; done under `upstream_exact`
+    # Codes that are kept, of the whole picture row by row, -1 where one is drawn; picture i of a batch keeps those of
+    # entry i, beginning again behind the last. Empty: all are drawn.
+    kept: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         size = f"{self.units[1] * UNIT}x{self.units[0] * UNIT}" if self.units else "free size"

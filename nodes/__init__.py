@@ -1,13 +1,16 @@
 """The nodes, in menu order, and the extension that hands them to ComfyUI."""
 
+from .best import BestOf
+from .chat import ChatTurn
 from .decode import Decode, Encode
 from .host import ComfyExtension
 from .load import LoadModel
 from .picture import TextToImage
 from .prompt import MakePrompt
+from .restore import Restore
 from .sample import Sampler
 
-NODES = (LoadModel, MakePrompt, Sampler, Decode, Encode, TextToImage)
+NODES = (LoadModel, MakePrompt, Sampler, Decode, Encode, TextToImage, ChatTurn, Restore, BestOf)
 
 
 class LuminaMGPT(ComfyExtension):

@@ -17,7 +17,7 @@ import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import ComfyExtension, io
-from comfy_execution.graph_utils import GraphBuilder
+from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
@@ -25,6 +25,7 @@ from server import PromptServer
 from .. import lumina_core
 from ..lumina_core import (
     AnswerFinished,
+    Chat,
     CheckpointError,
     InputError,
     LuminaError,
@@ -32,6 +33,7 @@ from ..lumina_core import (
     PictureError,
     Progress,
     Prompt,
+    Restored,
     RowFinished,
     Sampling,
     TokenGrid,
@@ -42,13 +44,16 @@ __all__ = [
     "ComfyExtension",
     "GraphBuilder",
     "HostedModel",
+    "LiveText",
     "advanced",
     "checkpoints",
     "fingerprint",
     "io",
     "load",
+    "nothing",
     "schema",
     "show_on_node",
+    "to_image",
     "unknown_checkpoint",
 ]
 
@@ -88,6 +93,32 @@ def show_on_node(text: str) -> None:
     context = get_executing_context()
     if context is not None and PromptServer.instance is not None:
         PromptServer.instance.send_progress_text(text, context.node_id.partition(".")[0])
+
+
+class LiveText:
+    """Text on the node that runs, while it is written: a few times a second, whole at the end."""
+
+    PAUSE = 0.2  # seconds
+
+    def __init__(self):
+        self.next = 0.0
+
+    def show(self, text: Callable[[], str]) -> None:
+        """Shows a text, which is only made when it is time for one."""
+        if time.monotonic() >= self.next:
+            show_on_node(text())
+            self.next = time.monotonic() + self.PAUSE
+
+
+def nothing() -> ExecutionBlocker:
+    """What an output holds when there is nothing for it: nodes behind it do not run, and that is no fault."""
+    return ExecutionBlocker(None)
+
+
+def to_image(pictures: Sequence) -> list[torch.Tensor]:
+    """IMAGE batches of pictures (H, W, 3) in bytes; neighbours of one size share a batch."""
+    batches = [list(same) for _, same in itertools.groupby(pictures, lambda p: p.shape)]
+    return [lumina_core.to_tensor(batch).to(mm.intermediate_device()) for batch in batches]
 
 
 # Checkpoints on disk
@@ -181,12 +212,25 @@ class HostedModel:
         return sum(p.nbytes for m in modules for p in m.parameters() if p.device.type == "cpu")
 
     def prompt(
-        self, text: str, task: str, size: tuple[int, int] | None, images: Sequence[Image.Image]
+        self,
+        text: str,
+        task: str,
+        size: tuple[int, int] | None,
+        images: Sequence[Image.Image],
+        keep: Sequence[TokenGrid] | None = None,
+        mask: torch.Tensor | None = None,
     ) -> Prompt:
-        """The token prefix of a task; given images are encoded."""
+        """The token prefix of a task; given images are encoded. Of `keep` all is kept that `mask` does not touch."""
         if images:
             self._place([self.vq], self._vq_memory([size] if size else _sizes(images)))
-        return self.model.prompt(text, task=task, size=size, images=images)
+        if keep is None and mask is not None:
+            raise InputError(
+                "A mask is connected but no tokens: connect the tokens of the picture to redraw."
+            )
+        if keep and size is None:
+            size = lumina_core.size_kept(self.model, task, keep)
+        prompt = self.model.prompt(text, task=task, size=size, images=images)
+        return prompt if keep is None else lumina_core.redraw(prompt, self.model.vocabulary, keep, mask)
 
     def encode(self, images: Sequence[Image.Image], fit: str) -> list[TokenGrid]:
         """The codes of pictures."""
@@ -204,9 +248,7 @@ class HostedModel:
         factor = self.model.vq.config.factor
         sizes = [(g.codes.shape[1] * factor, g.codes.shape[0] * factor) for g in grids]
         self._place([self.vq], self._vq_memory(sizes))
-        pictures = [self.model.decode(grid.codes) for grid in _watched(grids)]
-        batches = [list(same) for _, same in itertools.groupby(pictures, lambda p: p.shape)]
-        return [lumina_core.to_tensor(batch).to(mm.intermediate_device()) for batch in batches]
+        return to_image([self.model.decode(grid.codes) for grid in _watched(grids)])
 
     def draw(self, prompt: Prompt, sampling: Sampling) -> Iterator:
         """The sampler's events, passed on while progress, preview and Cancel are served."""
@@ -215,12 +257,67 @@ class HostedModel:
                 f"The prompt was made for family {prompt.family}; '{self.model.name}' is of family "
                 f"{self.model.family.id}. Connect the same model to Prompt and Sampler."
             )
-        preview = Preview(self.model) if args.preview_method != LatentPreviewMethod.NoPreviews else None
-        model, parts = self.model, [self.transformer, self.vq] if preview else [self.transformer]
+        model = self.model
         needed = lumina_core.sampling_nbytes(model.transformer, model.vocabulary, prompt, sampling)
-        self._place(parts, needed + (self._vq_memory([preview.strip(prompt)]) if preview else 0))
-        bar = comfy.utils.ProgressBar(1)
+        preview = self._place_to_draw(prompt, needed)
         events = lumina_core.generate(model.transformer, model.vocabulary, prompt, sampling)
+        yield from self._served(events, preview, prompt.text)
+
+    def restore(self, picture: Image.Image, sampling: Sampling, **options) -> Restored:
+        """A picture restored in tiles, as many side by side as the free memory holds."""
+        job = lumina_core.Restoration(self.model, picture, seed=sampling.seed, **options)
+        vq_memory = self._vq_memory([(job.plan.tile, job.plan.tile)])
+        self._place([self.vq], vq_memory)
+        abreast = job.abreast(job.prompts(_watched), sampling)
+        preview = self._place_to_draw(abreast.prompts[0], abreast.nbytes())
+        free = mm.get_free_memory(self.transformer.load_device)
+        for _ in self._served(job.draw(abreast, abreast.at_once(int(free))), preview, "restore"):
+            pass
+        self._place([self.vq], vq_memory)
+        return job.finish(_watched)
+
+    def ask(self, chat: Chat, question: str, images: Sequence[Image.Image]) -> tuple[Chat, Prompt]:
+        """A chat with one more question, and the prompt whose answer comes next; images are encoded."""
+        if images:
+            self._place([self.vq], self._vq_memory(_sizes(images)))
+        chat = chat.ask(self.model, question, images)
+        return chat, chat.prompt(self.model)
+
+    def likelihoods(self, prompt: Prompt, grids: Sequence[TokenGrid], cfg: float) -> list[float]:
+        """How likely this model finds pictures drawn of a prompt: mean log-probabilities of their codes."""
+        tokens = len(prompt.tokens) + max(grid.codes.numel() for grid in grids)
+        self._place([self.transformer], lumina_core.pass_nbytes(self.model.transformer, tokens))
+        return lumina_core.likelihoods(self.model, prompt, grids, cfg, _watched)
+
+    def agreements(self, question: str, pictures: Sequence[Image.Image]) -> list[float]:
+        """How much rather this model answers a question about each picture with yes than with no, 0 to 1."""
+        self._place([self.vq], self._vq_memory(_sizes(pictures)))
+        prompts = lumina_core.question_prompts(self.model, question, pictures, _watched)
+        tokens = max(len(prompt.tokens) for prompt in prompts)
+        self._place([self.transformer], lumina_core.pass_nbytes(self.model.transformer, tokens))
+        return lumina_core.agreements(self.model, prompts, _watched)
+
+    def pictures(self, grids: Sequence[TokenGrid]) -> list[Image.Image]:
+        """The pictures of code grids, the last panel alone where there are several."""
+        factor = self.model.vq.config.factor
+        self._place(
+            [self.vq],
+            self._vq_memory([(g.codes.shape[1] * factor, g.codes.shape[0] * factor) for g in grids]),
+        )
+        return lumina_core.decoded(self.model, grids, _watched)
+
+    def _place_to_draw(self, prompt: Prompt, working: int) -> Preview | None:
+        """Brings the parts in place that drawing takes, and gives the preview where previews are switched on."""
+        if args.preview_method == LatentPreviewMethod.NoPreviews:
+            self._place([self.transformer], working)
+            return None
+        preview = Preview(self.model)
+        self._place([self.transformer, self.vq], working + self._vq_memory([preview.strip(prompt)]))
+        return preview
+
+    def _served(self, events: Iterator, preview: Preview | None, what: str) -> Iterator:
+        """The events, passed on while progress, preview and Cancel are served."""
+        bar = comfy.utils.ProgressBar(1)
         try:
             for event in events:
                 mm.throw_exception_if_processing_interrupted()
@@ -229,7 +326,7 @@ class HostedModel:
                 elif isinstance(event, RowFinished) and preview and (picture := preview.update(event)):
                     bar.update_absolute(bar.current, bar.total, ("JPEG", picture, None))
                 elif isinstance(event, AnswerFinished) and event.reason in CUT_SHORT:
-                    log.warning("Lumina-mGPT: the answer to '%s' %s", prompt.text, CUT_SHORT[event.reason])
+                    log.warning("Lumina-mGPT: the answer to '%s' %s", what, CUT_SHORT[event.reason])
                 yield event
         finally:
             events.close()  # frees the key-value cache at once, also when the run is cancelled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..lumina_core import from_tensor, tasks
 from .host import io, schema, show_on_node
-from .sockets import LuminaPrompt, model_socket, size_inputs, text_input
+from .sockets import LuminaPrompt, LuminaTokens, model_socket, size_inputs, text_input
 
 AS_GIVEN, FREE = "as given", "let the model choose"
 
@@ -15,8 +15,8 @@ class MakePrompt(io.ComfyNode):
         return schema(
             node_id="LuminaMGPTPrompt",
             display_name="Lumina-mGPT Prompt",
-            description="Turns words, a picture size and, where the task takes one, a picture into the tokens that the "
-            "model goes on from. Shows how many tokens they are.",
+            description="Turns words, a picture size and, where the task takes one, a picture into the tokens "
+            "that the model goes on from. Shows how many tokens they are.",
             search_aliases=["lumina prompt", "text encode", "conditioning"],
             inputs=[
                 model_socket(),
@@ -44,14 +44,29 @@ class MakePrompt(io.ComfyNode):
                     tooltip="The picture of tasks that take one; a batch counts as several pictures. Cropped at the "
                     "centre to width and height.",
                 ),
+                LuminaTokens.Input(
+                    "tokens",
+                    optional=True,
+                    tooltip="A picture to keep, from the Sampler or Encode: only what the mask touches is drawn "
+                    "again. With a greater height it is continued downwards. Picture n of the Sampler's batch "
+                    "keeps picture n.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the picture of tokens is drawn again, of any size. Every code that a masked pixel "
+                    "touches is redrawn: squares of 8 pixels for 2.0, 16 for 1.0. Pixels count from 0.5 on.",
+                ),
             ],
             outputs=[LuminaPrompt.Output(display_name="prompt", tooltip="The prompt, for the Sampler.")],
         )
 
     @classmethod
-    def execute(cls, model, text, task, width, height, size_mode, image=None) -> io.NodeOutput:
+    def execute(
+        cls, model, text, task, width, height, size_mode, image=None, tokens=None, mask=None
+    ) -> io.NodeOutput:
         size = (width, height) if size_mode == AS_GIVEN else None
         images = [] if image is None else from_tensor(image)
-        prompt = model.prompt(text, task, size, images)
+        prompt = model.prompt(text, task, size, images, tokens, mask)
         show_on_node(f"{len(prompt.tokens)} tokens")
         return io.NodeOutput(prompt)

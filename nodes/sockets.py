@@ -10,6 +10,7 @@ WINDOWS = {"auto": None, **{str(n): n for n in (4, 8, 16, 32, 64)}}
 LuminaModel = io.Custom("LUMINA_MODEL")
 LuminaPrompt = io.Custom("LUMINA_PROMPT")
 LuminaTokens = io.Custom("LUMINA_TOKENS")
+LuminaChat = io.Custom("LUMINA_CHAT")
 
 
 def model_socket() -> io.Input:

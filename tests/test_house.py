@@ -25,6 +25,8 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "hub": {"files"},
     "prompts": {"text", "unirep"},
     "image": {"unirep"},
+    "tiles": {"unirep"},
+    "redraw": {"prompts", "unirep"},
     "vq": {"vq"},
     "sampling": {"sampling", "cache", "unirep"},
     "families": {

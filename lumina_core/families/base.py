@@ -304,9 +304,18 @@ class Model:
                 )
         return replace(self.family.defaults, **own)
 
+    def defaults_for(self, task: str) -> Defaults:
+        """The recommended settings of a task, with those that this checkpoint names for itself."""
+        own = {f.name: self.sampling[f.name] for f in fields(Defaults) if f.name in self.sampling}
+        return replace(self.family.defaults_for(task), **own)
+
     @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.family.templates)
+
+    def template(self, task: str) -> Template:
+        """The entry of a task, or an `InputError` that lists the tasks there are."""
+        return self.family.template(task)
 
     @property
     def target(self) -> int:

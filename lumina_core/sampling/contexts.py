@@ -46,6 +46,16 @@ class Contexts:
         self.longest = max(self.longest, len(tokens))
         return hidden.expand(self.n, -1)
 
+    def prefill_each(self, prefixes: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Starts every conditional row with tokens of its own; hidden states (n, hidden) of their last ones."""
+        states = []
+        for row, tokens in enumerate(prefixes):
+            ids = torch.tensor([list(tokens)], device=self.device)
+            states.append(self.transformer(ids, 0, self.cache, slice(row, row + 1))[:, -1])
+            self.cursor[row] = len(tokens)
+            self.longest = max(self.longest, len(tokens))
+        return torch.cat(states)
+
     def advance(self, tokens: torch.Tensor, unconditional: bool = True) -> torch.Tensor:
         """Feeds tokens (n, T) to both kinds of rows, or to the conditional ones only; last hidden (rows, hidden)."""
         rows = slice(0, self.cache.rows if unconditional else self.n)

@@ -16,6 +16,7 @@ from ..unirep import TokenGrid, Vocabulary
 from .answer import Answer
 from .contexts import Contexts
 from .events import Event, PictureFinished, Sampling
+from .kept import kept_codes, rows_kept
 from .room import check, tokens_needed
 from .window import painter_of
 
@@ -75,11 +76,17 @@ def _known_size(
         prefix += header
     else:
         opened, drawn = prefix[prompt.open_at :], 0
+    kept = kept_codes(prompt, range(sampling.batch), shape)
+    if kept is not None:  # kept rows on top are read at once, as a given panel is
+        given = (len(opened) - 3) // (shape[1] + 1)
+        rows = vocabulary.rows(kept[0, given : rows_kept(kept, given)])
+        opened, prefix, drawn = opened + rows, prefix + rows, drawn + len(rows)
     capacity = tokens_needed(prompt, vocabulary) + sampling.spare
     contexts = Contexts(transformer, sampling.batch, sampling.cfg != 1.0, capacity)
     try:
         painter = painter_of(contexts, vocabulary, prompt, sampling, range(sampling.batch), shape)
-        painter.start(contexts.prefill(prefix), opened, drawn)
+        kept = None if kept is None else kept.to(contexts.device)
+        painter.start(contexts.prefill(prefix), opened, drawn, kept)
         yield from painter.paint()
         pictures = painter.codes.cpu()
     finally:

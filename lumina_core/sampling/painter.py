@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,11 +44,21 @@ class Painter:
         self.head = contexts.transformer.head_rows(vocabulary.code_ids, device, contexts.dtype)
         self.codes = torch.zeros(len(pictures), 0, shape[1], dtype=torch.int64, device=device)
 
-    def start(self, hidden: torch.Tensor, opened: list[int], drawn: int) -> None:
+    def start(
+        self,
+        hidden: torch.Tensor,
+        opened: list[int],
+        drawn: int,
+        kept: torch.Tensor | None = None,
+        streams: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         """Takes the conditional rows' last state, starts the unconditional rows on the opened picture.
 
-        `opened` is the picture's tokens so far (start, sizes, codes given); `drawn` of them were generated.
+        `opened` is the picture's tokens so far (start, sizes, codes given); `drawn` of them were generated. `kept`
+        (pictures, h, w) holds codes that are set instead of drawn, -1 elsewhere. `streams` are the seed and `drawn` of
+        every picture, where they do not follow from the first.
         """
+        self.kept = kept
         self.hidden = hidden
         if self.guided:
             self.hidden = torch.cat([hidden, self.contexts.prefill(opened, unconditional=True)])
@@ -61,8 +71,8 @@ class Painter:
         self.begun = given[:, whole:]  # of a row that was begun
         self.first = drawn - self.given  # place p is generated token number first + p, which names its noise
         keys = [
-            [noise_key(self.sampling.seed + i, self.first + p) for p in range(self.given, self.places)]
-            for i in self.pictures
+            [noise_key(seed, done - self.given + p) for p in range(self.given, self.places)]
+            for seed, done in streams or [(self.sampling.seed + i, drawn) for i in self.pictures]
         ]
         self.keys = torch.tensor(keys, device=device)  # (pictures, places still to draw, 2)
         self.scales = torch.tensor(self._scales(), device=device) if self.decays else None
@@ -80,6 +90,8 @@ class Painter:
                 code = draw(
                     self.allowed(self.hidden, place), self.sampling.temperature, noise[:, place - first]
                 )
+                if self.kept is not None:
+                    code = torch.where(self.kept[:, row, column] < 0, code, self.kept[:, row, column])
                 drawn.append(code)
                 self.tail = self.code_ids[code][:, None]
                 if column == width - 1:

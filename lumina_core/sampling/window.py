@@ -2,7 +2,7 @@
 
 A pass is fed the newest token and the drafts behind it, and gives the scores of every place of the window. Places are
 accepted from the front as long as the drafts before them held, so what is accepted was drawn in its true context.
-Row ends stand in the window as drafts that always hold. Each picture of a batch moves at its own pace.
+Row ends and kept codes stand in the window as drafts that always hold. Each picture of a batch moves at its own pace.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class WindowPainter(Painter):
         device = self.contexts.device
         self.row_end = len(self.code_ids)
         self.ids = torch.cat([self.code_ids, torch.tensor([self.vocabulary.row_end], device=device)])
-        self.ends_row = torch.arange(self.places, device=device) % self.stride == self.stride - 1
+        kept = self.codes.new_full((len(self.pictures), *self.shape), -1) if self.kept is None else self.kept
+        # (pictures, places): what is set instead of drawn, row ends among it; -1 elsewhere
+        self.fixed = torch.nn.functional.pad(kept, (0, 1), value=self.row_end).flatten(1)
         noise = self.noise(slice(self.given, self.given + 1))[:, 0]
         code = draw(self.allowed(self.hidden, self.given), self.sampling.temperature, noise)
         self.line = code[:, None].repeat(1, self.places)  # the first draft everywhere
@@ -81,7 +83,7 @@ class WindowPainter(Painter):
         whole = rows * self.stride
         self.line[:, :whole].unflatten(1, (rows, self.stride))[:, :, :-1] = self.codes
         self.line[:, whole : self.given] = self.begun
-        self.line[:, self.ends_row] = self.row_end
+        self.line = torch.where(self.fixed < 0, self.line, self.fixed)
         self.drafted = torch.full((len(self.line), 1), self.given + 1, device=device)
         return self.given + 1
 
@@ -94,15 +96,15 @@ class WindowPainter(Painter):
         tokens = self.ids[self.line.gather(1, fed)]
         hidden = self.contexts.peek(tokens, count - 1 - self.given, most - 1 - self.given)
         codes, held = self.verify(self.allowed(hidden, seen), seen)
-        forced = self.ends_row[seen]
-        self.line.scatter_(1, seen, torch.where(forced, self.row_end, codes))
-        accepted = 1 + (held | forced)[:, :-1].long().cumprod(1).sum(1)
+        fixed = self.fixed.gather(1, seen)
+        self.line.scatter_(1, seen, torch.where(fixed < 0, codes, fixed))
+        accepted = 1 + (held | (fixed >= 0))[:, :-1].long().cumprod(1).sum(1)
         self.shift(accepted)
         return accepted
 
     def draft(self, places: torch.Tensor) -> None:
         """Gives places that enter the window their first draft: the code above."""
-        fresh = (places >= self.drafted) & (places >= self.stride)
+        fresh = (places >= self.drafted) & (places >= self.stride) & (self.fixed.gather(1, places) < 0)
         above = self.line.gather(1, (places - self.stride).clamp(min=0))
         self.line.scatter_(1, places, torch.where(fresh, above, self.line.gather(1, places)))
         self.drafted = torch.maximum(self.drafted, places[:, -1:] + 1)
@@ -166,7 +168,7 @@ class Coupled(WindowPainter):
     def draft(self, places: torch.Tensor) -> None:
         """Gives places that enter the window a first draft from the uniform distribution."""
         codes = len(self.code_ids)
-        fresh = (places >= self.drafted) & ~self.ends_row[places]
+        fresh = (places >= self.drafted) & (self.fixed.gather(1, places) < 0)
         u = uniform(rekey(self.keys_of(places), -1), 1)[..., 0]
         drawn = (u * codes).long().clamp(max=codes - 1)
         self.line.scatter_(1, places, torch.where(fresh, drawn, self.line.gather(1, places)))

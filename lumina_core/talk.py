@@ -1,0 +1,118 @@
+"""The verbs of the command line that take a picture and write about it: restore and chat."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from . import Answered, Chat, InputError, Model, Progress, Restoration, Sampling, generate, many
+from .commands import Say, open_model, writable_folder
+
+
+def run_restore(args: argparse.Namespace, say: Say) -> None:
+    """Restores one picture; prints what was written about each tile."""
+    files = [file for file in (args.out, args.plan) if file is not None]
+    for file in files:
+        if file.suffix.lower() != ".png":
+            raise InputError(f"'{file}' is no PNG; pictures are written as .png.")
+        writable_folder(file.parent)
+    picture = read_picture(args.image)
+    model = open_model(args)
+    sampling = settings(model, "restore", args)
+    job = Restoration(model, picture, args.scale, seed=args.seed, tiling=args.tiling, colour=args.color_fix)
+    abreast = job.abreast(job.prompts(), sampling)
+    with tqdm(desc="restoring", unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
+        for event in job.draw(abreast, abreast.at_once()):
+            if isinstance(event, Progress):
+                bar.total = event.total
+                bar.update(event.done - bar.n)
+    done = job.finish()
+    for line in done.lines():
+        say(line)
+    info = {"image": args.image.name, "scale": args.scale, "model": model.name, **asdict(sampling)}
+    for file, pixels in zip(files, (done.picture, done.outlined()), strict=False):
+        many.save(file, Image.fromarray(pixels), info)
+        say(str(file))
+
+
+def run_chat(args: argparse.Namespace, say: Say) -> None:
+    """Answers one question, or questions from the terminal until an empty line or the end of input."""
+    pictures = [read_picture(file) for file in args.image]
+    model = open_model(args)
+    sampling = settings(model, "chat", args)
+    talk = Talk(model, sampling, args.out, say)
+    if args.question is not None:
+        talk.turn(args.question, pictures)
+        return
+    if sys.stdin.isatty():
+        say(f"{model.name}: ask; an empty line ends the conversation")
+    while question := ask():
+        talk.turn(question, pictures)
+        pictures = []
+
+
+class Talk:
+    """A conversation on the terminal."""
+
+    def __init__(self, model: Model, sampling: Sampling, folder: Path, say: Say):
+        self.model, self.sampling, self.folder, self.say = model, sampling, folder, say
+        self.chat = Chat(model.family.id)
+        self.drawn = 0
+
+    def turn(self, question: str, pictures: list[Image.Image]) -> None:
+        """Asks, and says the answer while it is written; pictures in it become files."""
+        chat = self.chat.ask(self.model, question, pictures)
+        answer, said = Answered(self.model), 0
+        events = generate(
+            self.model.transformer, self.model.vocabulary, chat.prompt(self.model), self.sampling
+        )
+        for event in events:
+            if answer.note(event):
+                text = answer.text
+                whole = len(
+                    text.rstrip("\N{REPLACEMENT CHARACTER}")
+                )  # a character may come in several tokens
+                self.say(text[said:whole], end="")
+                said = max(said, whole)
+        self.say(answer.text[said:])
+        for grid in answer.pictures:
+            file = writable_folder(self.folder) / f"picture_{self.drawn:02d}.png"
+            info = {"prompt": question, "model": self.model.name, **asdict(self.sampling)}
+            many.save(file, Image.fromarray(self.model.decode(grid.codes)), info)
+            self.say(str(file))
+            self.drawn += 1
+        self.chat = chat.answered(answer)
+
+
+def settings(model: Model, task: str, args: argparse.Namespace) -> Sampling:
+    """The sampling settings of the options; what is not given is the family's default for the task."""
+    model.template(task)
+    d = model.defaults_for(task)
+    names = ("cfg", "temperature", "image_top_k", "max_tokens")
+    given = {n: getattr(args, n) for n in names if getattr(args, n, None) is not None}
+    return Sampling(**{**asdict(d), **given, "seed": args.seed, "decode": args.decode, "window": args.window})
+
+
+def read_picture(file: Path) -> Image.Image:
+    """A picture file, or an `InputError` saying what is wrong with it."""
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise InputError(f"--image: there is no file '{file}'.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise InputError(f"--image: '{file}' cannot be read as a picture ({e}).") from None
+
+
+def ask() -> str:
+    """A question from the terminal; empty at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""

@@ -1,0 +1,125 @@
+"""Best of N: candidates ranked by a score."""
+
+from __future__ import annotations
+
+from ..lumina_core import PictureFinished, Ranking, Sampling, best, given_scores, question_of
+from .host import io, schema, show_on_node
+from .sockets import (
+    WINDOWS,
+    LuminaModel,
+    LuminaPrompt,
+    LuminaTokens,
+    decode_input,
+    guidance_inputs,
+    model_socket,
+    seed_input,
+    window_input,
+)
+
+LIKELIHOOD, ANSWER, GIVEN = "likelihood", "answer", "given"
+
+
+class BestOf(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LuminaMGPTBestOf",
+            display_name="Lumina-mGPT Best Of",
+            description="Draws several candidates of one prompt side by side, scores them, and passes the best "
+            "on, best first. Every score can be seen.",
+            search_aliases=["best of n", "rank", "score", "inference-time scaling", "candidates"],
+            is_input_list=True,
+            inputs=[
+                model_socket(),
+                LuminaPrompt.Input("prompt", tooltip="A prompt made with the same model."),
+                seed_input(),
+                *guidance_inputs(),
+                decode_input(),
+                io.Int.Input(
+                    "candidates",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="Pictures to choose from, drawn side by side; 4 to 16 are useful. Each needs memory "
+                    "for its tokens as in the Sampler's batch.",
+                ),
+                io.Combo.Input(
+                    "score",
+                    options=[LIKELIHOOD, ANSWER, GIVEN],
+                    default=LIKELIHOOD,
+                    tooltip="likelihood: the model's own mean log-probability of the picture, with guidance "
+                    "cfg. answer: how surely the model, or judge, answers the question with yes, 0 to 1. given: "
+                    "the numbers connected to scores.",
+                ),
+                io.String.Input(
+                    "question",
+                    default="",
+                    tooltip="For score answer: a question that a good picture answers with yes, such as 'Does the "
+                    "picture show a red circle?'. Not used by the other scores.",
+                ),
+                io.Int.Input(
+                    "keep",
+                    default=1,
+                    min=0,
+                    max=64,
+                    tooltip="How many of the best go on as tokens, best first; 0 passes all on. All scores are given "
+                    "in any case.",
+                ),
+                LuminaTokens.Input(
+                    "tokens",
+                    optional=True,
+                    tooltip="Candidates drawn before, from a Sampler with batch: they are ranked and nothing is "
+                    "drawn.",
+                ),
+                io.Float.Input(
+                    "scores",
+                    default=0.0,
+                    min=-1e9,
+                    max=1e9,
+                    force_input=True,
+                    optional=True,
+                    tooltip="For score given: one number for each of the candidates connected to tokens, as a "
+                    "list, from any node that rates pictures; the highest is the best.",
+                ),
+                LuminaModel.Input(
+                    "judge",
+                    optional=True,
+                    tooltip="For score answer: the model that is asked, one that can chat (Lumina-mGPT 1.0). "
+                    "Without one the model itself is asked.",
+                ),
+                window_input(),
+            ],
+            outputs=[
+                LuminaTokens.Output(
+                    display_name="tokens", tooltip="The best candidates, best first, for Decode."
+                ),
+                io.Float.Output(
+                    display_name="scores", is_output_list=True, tooltip="All scores as a list, best first."
+                ),
+                io.String.Output(display_name="table", tooltip="Rank, candidate and score, a line each."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, prompt, candidates, score, question, keep, tokens=None, scores=(), judge=None, **lists
+    ) -> io.NodeOutput:
+        model, prompt, score, question, keep = model[0], prompt[0], score[0], question[0], keep[0]
+        settings = {name: values[0] for name, values in lists.items()}
+        sampling = Sampling(batch=candidates[0], window=WINDOWS[settings.pop("window", "auto")], **settings)
+        question = question_of(question) if score == ANSWER else ""
+        grids = None if tokens is None else [grid for batch in tokens for grid in batch]
+        if score == GIVEN:
+            values = given_scores(list(scores), grids)
+        if grids is None:
+            events = model.draw(prompt, sampling)
+            grids = [event.grid for event in events if isinstance(event, PictureFinished)]
+        if score == LIKELIHOOD:
+            values = model.likelihoods(prompt, grids, sampling.cfg)
+        elif score == ANSWER:
+            values = (judge[0] if judge else model).agreements(question, model.pictures(grids))
+        ranking = Ranking(tuple(values))
+        table = ranking.table(score, None if tokens else sampling.seed)
+        show_on_node(table)
+        order = ranking.order
+        return io.NodeOutput(best(grids, order, keep), [values[i] for i in order], table)

@@ -1,0 +1,104 @@
+"""Restore: PURE on pictures of any size."""
+
+from __future__ import annotations
+
+from ..lumina_core import COLOURS, TILING, Sampling, from_tensor
+from .host import advanced, io, schema, show_on_node, to_image
+from .sockets import WINDOWS, decode_input, model_socket, seed_input, window_input
+
+
+class Restore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LuminaMGPTRestore",
+            display_name="Lumina-mGPT Restore",
+            description="Restores and enlarges a picture with PURE: it says how degraded each tile is and what it "
+            "shows, then draws it anew. Pictures of any size are done in overlapping tiles.",
+            search_aliases=["pure", "super resolution", "upscale", "restore", "denoise", "deblur"],
+            inputs=[
+                model_socket(),
+                io.Image.Input(
+                    "image", tooltip="The picture to restore, or a batch; transparency becomes white."
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=4.0,
+                    min=0.25,
+                    max=16.0,
+                    step=0.25,
+                    tooltip="How many times larger the result is, each side. PURE was made for 4; 1 restores at the "
+                    "same size. Twice the scale takes four times as many tiles.",
+                ),
+                seed_input(),
+                io.Combo.Input(
+                    "color_fix",
+                    options=list(COLOURS),
+                    default="wavelet",
+                    tooltip="Gives the result the input's colours. wavelet: its soft colour areas, the "
+                    "published way. adain: its mean and contrast of each tile. none: the colours as drawn.",
+                ),
+                io.Combo.Input(
+                    "tiling",
+                    options=list(TILING),
+                    default=TILING[0],
+                    tooltip="tiles: overlapping squares of the size the checkpoint knows, 512 pixels for PURE. "
+                    "one tile: the whole picture is stretched to one square and back, as PURE's own script "
+                    "does; quick, for pictures of about 512 pixels.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=0.8,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance. 0.8 is PURE's published value, below 1 on purpose; 0.6 to 1.5 "
+                    "are useful; 1 switches guidance off and halves memory and work.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.9,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Spread of the random draws. 0.9 is PURE's published value; lower is smoother, 0 always "
+                    "takes the likeliest token.",
+                ),
+                decode_input(),
+                advanced(
+                    io.Int.Input(
+                        "text_top_k",
+                        default=1,
+                        min=0,
+                        max=65536,
+                        tooltip="How many of the likeliest tokens the description may be drawn from. 1, PURE's "
+                        "published value, always takes the likeliest.",
+                    )
+                ),
+                window_input(),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The restored pictures, as one batch."),
+                io.String.Output(
+                    display_name="text",
+                    tooltip="What the model wrote about each tile, and where the tile lies.",
+                ),
+                io.Image.Output(
+                    display_name="plan", tooltip="The restored pictures with the tiles' borders drawn on."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, image, scale, seed, color_fix, tiling, window="auto", **settings
+    ) -> io.NodeOutput:
+        done, lines = [], []
+        pictures = from_tensor(image)
+        for n, picture in enumerate(pictures):
+            sampling = Sampling(seed=seed + n, window=WINDOWS[window], **settings)
+            done.append(model.restore(picture, sampling, scale=scale, colour=color_fix, tiling=tiling))
+            show_on_node(f"{len(done[-1].plan)} tiles of {done[-1].plan.tile} pixels")
+            lines += [f"picture {n + 1}"] * (len(pictures) > 1) + done[-1].lines()
+        [restored], [plans] = to_image([d.picture for d in done]), to_image([d.outlined() for d in done])
+        return io.NodeOutput(restored, "\n".join(lines), plans)

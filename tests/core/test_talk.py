@@ -1,0 +1,89 @@
+"""The verbs restore and chat: files and text on good input, one line and status 2 on bad."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_core.cli import main
+from tests.core import checkpoints as ck
+from tests.core.test_cli import refused_with
+
+
+def run(*args: object) -> int:
+    return main([str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("talk")
+    return {
+        "pure": ck.build(base / "pure", "pure", max_position_embeddings=300),
+        "mgpt1": ck.build(base / "mgpt1", "mgpt1"),
+        "mgpt2": ck.build(base / "mgpt2", "mgpt2"),
+        "image": save(base / "in.png", Image.new("RGB", (30, 20), "red")),
+    }
+
+
+def save(file, picture):
+    picture.save(file)
+    return file
+
+
+def test_restore_writes_the_picture_and_its_plan_and_tells_the_tiles(folders, tmp_path, capsys):
+    out, plan = tmp_path / "new" / "a.png", tmp_path / "plan.png"
+    common = ("restore", "--image", folders["image"], "--model", folders["pure"], "--scale", "2")
+    assert run(*common, "--out", out, "--plan", plan) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [str(out), str(plan)]
+    assert len([line for line in said if re.match(r"tile \d+ \(x \d+-\d+, y \d+-\d+\): ", line)]) == 6
+    pixels = np.asarray(Image.open(out))
+    assert pixels.shape == np.asarray(Image.open(plan)).shape == (40, 60, 3)
+    assert run(*common, "--out", tmp_path / "b.png", "--seed", 1) == 0
+    assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "b.png")))
+
+
+def test_a_question_is_answered_on_standard_output(folders, tmp_path, capsys):
+    common = ("chat", "--model", folders["mgpt1"], "--max-tokens", 20, "--out", tmp_path)
+    assert run(*common, "--image", folders["image"], "what is this?") == 0
+    first = capsys.readouterr().out
+    assert first.strip()
+    assert run(*common, "--image", folders["image"], "what is this?") == 0
+    assert capsys.readouterr().out == first
+    assert run(*common, "what is this?") == 0
+    assert capsys.readouterr().out != first, "the answer follows from the picture"
+
+
+def test_without_a_question_the_terminal_is_asked_until_an_empty_line(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is this?\nand now?\n\nnot asked\n"))
+    assert run("chat", "--model", folders["mgpt1"], "--max-tokens", 8, "--out", tmp_path) == 0
+    two = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is this?\n"))
+    assert run("chat", "--model", folders["mgpt1"], "--max-tokens", 8, "--out", tmp_path) == 0
+    one = capsys.readouterr().out
+    assert two.startswith(one) and len(two) > len(one)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "words"),
+    [
+        ("restore", ("--model", "mgpt2"), "has no task 'restore'"),
+        ("restore", ("--model", "pure", "--scale", "99"), "scale is 99"),
+        ("restore", ("--model", "pure", "--color-fix", "no"), "color_fix is 'no'"),
+        ("restore", ("--model", "pure", "--out", "a.jpg"), "'a.jpg' is no PNG"),
+        ("restore", ("--model", "pure", "--image", "none.png"), "no file 'none.png'"),
+        ("chat", ("--model", "mgpt2", "hello"), "has no task 'chat'"),
+        ("chat", ("--model", "mgpt1", " "), "question is empty"),
+        ("chat", ("--model", "mgpt1", "--image", __file__, "hello"), "cannot be read as a picture"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(folders, tmp_path, monkeypatch, capsys, verb, options, words):
+    monkeypatch.chdir(tmp_path)
+    image = ("--image", folders["image"]) if verb == "restore" else ()
+    assert run(verb, *image, *(folders.get(o, o) for o in options)) == 2
+    refused_with(capsys, words)
+    assert not list(tmp_path.iterdir())
