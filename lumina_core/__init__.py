@@ -3,6 +3,9 @@
 from .errors import CheckpointError, InputError, LuminaError, PictureError
 from .families import Model, bundled, default_dtype, find, listing, load, tasks
 from .image import from_tensor, to_tensor
+from .lora import SUFFIXES as LORA_SUFFIXES
+from .lora import Lora
+from .lora import read as read_lora
 from .memory import decode_nbytes, sampling_nbytes
 from .prompts import Prompt
 from .quant import FORMATS
@@ -22,11 +25,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FORMATS",
+    "LORA_SUFFIXES",
     "MODES",
     "UNIT",
     "AnswerFinished",
     "CheckpointError",
     "InputError",
+    "Lora",
     "LuminaError",
     "Model",
     "PictureError",
@@ -45,6 +50,7 @@ __all__ = [
     "generate",
     "listing",
     "load",
+    "read_lora",
     "sampling_nbytes",
     "tasks",
     "to_tensor",

@@ -28,6 +28,7 @@ from . import (
     generate,
     load,
     many,
+    read_lora,
 )
 from .devices import pick_device
 from .files import write_whole
@@ -59,7 +60,10 @@ def open_model(args: argparse.Namespace) -> Model:
     device = pick_device(args.device)
     quantise = args.precision if args.precision in FORMATS else None
     dtype = DTYPES.get(args.precision) or default_dtype(args.model, device)
-    return load(args.model, vq_path=args.vq, device=device, dtype=dtype, quantise=quantise)
+    model = load(args.model, vq_path=args.vq, device=device, dtype=dtype, quantise=quantise)
+    for file, strength in getattr(args, "lora", ()):
+        read_lora(file, model.transformer).merge(model.transformer, strength)
+    return model
 
 
 def settings(model: Model, args: argparse.Namespace) -> Sampling:

@@ -3,11 +3,12 @@
 from .decode import Decode, Encode
 from .host import ComfyExtension
 from .load import LoadModel
+from .lora import LoadLora
 from .picture import TextToImage
 from .prompt import MakePrompt
 from .sample import Sampler
 
-NODES = (LoadModel, MakePrompt, Sampler, Decode, Encode, TextToImage)
+NODES = (LoadModel, MakePrompt, Sampler, Decode, Encode, TextToImage, LoadLora)
 
 
 class LuminaMGPT(ComfyExtension):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import time
@@ -9,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import comfy.lora
 import comfy.model_management as mm
 import comfy.ops
 import comfy.utils
@@ -47,9 +49,12 @@ __all__ = [
     "fingerprint",
     "io",
     "load",
+    "lora_fingerprint",
+    "loras",
     "schema",
     "show_on_node",
     "unknown_checkpoint",
+    "unknown_lora",
 ]
 
 log = logging.getLogger(__name__)
@@ -122,6 +127,36 @@ def fingerprint(name: str) -> tuple:
     return (str(path), *((file, s.st_size, s.st_mtime_ns) for file, s in stats))
 
 
+LORAS = "loras"  # ComfyUI's own folder of LoRAs
+
+
+def loras() -> list[str]:
+    """The LoRA files by their names in the menu. Never raises."""
+    try:
+        return [
+            n for n in folder_paths.get_filename_list(LORAS) if Path(n).suffix in lumina_core.LORA_SUFFIXES
+        ]
+    except OSError:
+        return []
+
+
+def unknown_lora(name: str) -> str | None:
+    """What is wrong with a LoRA's name and what to do about it, or None when the file is there."""
+    if name in loras():
+        return None
+    places = " or ".join(folder_paths.get_folder_paths(LORAS))
+    return f"There is no LoRA '{name}'. Put the file, or the folder that PEFT wrote, into {places}, then press R."
+
+
+def lora_fingerprint(name: str) -> tuple:
+    """Name, size and time of a LoRA's file."""
+    path = folder_paths.get_full_path(LORAS, name)
+    if path is None:
+        return (name,)
+    stat = Path(path).stat()
+    return (path, stat.st_size, stat.st_mtime_ns)
+
+
 # Models in memory
 
 _hosted: weakref.WeakValueDictionary[tuple, HostedModel] = weakref.WeakValueDictionary()
@@ -174,9 +209,25 @@ class HostedModel:
         self.model = model
         self.transformer = ModelPatcher(model.transformer, mm.get_torch_device(), mm.unet_offload_device())
         self.vq = ModelPatcher(model.vq, mm.vae_device(), mm.vae_offload_device())
+        self.base: HostedModel | None = None  # kept, so that a second loader finds it
+
+    def with_lora(self, name: str, strength: float) -> HostedModel:
+        """The same model with a LoRA on top; weights are shared, and patched when the transformer is placed."""
+        if fault := unknown_lora(name):
+            raise InputError(fault)
+        lora = lumina_core.read_lora(folder_paths.get_full_path(LORAS, name), self.model.transformer)
+        patched = copy.copy(self)
+        patched.base, patched.transformer = self, self.transformer.clone()
+        layers = {layer: f"{layer}.weight" for layer in lora.deltas}
+        patches = comfy.lora.load_lora(lora.tensors(self.model.transformer), layers)
+        patched.transformer.add_patches(patches, strength)
+        log.info("Lumina-mGPT: LoRA %s changes %d layers", lora.name, len(layers))
+        return patched
 
     def get_ram_usage(self) -> int:
         """Bytes of weights in main memory; ComfyUI asks when that runs short."""
+        if self.base is not None:
+            return 0  # they are the base's
         modules = (self.model.transformer, self.model.vq)
         return sum(p.nbytes for m in modules for p in m.parameters() if p.device.type == "cpu")
 

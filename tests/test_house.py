@@ -19,6 +19,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "files": set(),
     "weights": set(),
     "quant": {"weights"},
+    "lora": {"weights", "quant"},
     "checkpoint": {"weights", "text", "transformer"},
     "color": set(),
     "hub": {"files"},
