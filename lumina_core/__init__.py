@@ -1,7 +1,7 @@
 """Lumina-mGPT without ComfyUI: load a checkpoint, make a prompt, draw tokens, decode them to a picture."""
 
 from .errors import CheckpointError, InputError, LuminaError, PictureError
-from .families import Model, bundled, default_dtype, find, listing, load, tasks
+from .families import Model, bundled, default_dtype, find, listing, load, tasks, vq_file
 from .image import from_tensor, to_tensor
 from .lora import SUFFIXES as LORA_SUFFIXES
 from .lora import Lora
@@ -54,4 +54,5 @@ __all__ = [
     "sampling_nbytes",
     "tasks",
     "to_tensor",
+    "vq_file",
 ]

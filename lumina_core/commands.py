@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from . import (
     FORMATS,
-    UNIT,
     InputError,
     Model,
     PictureFinished,
@@ -100,12 +99,8 @@ def draw(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing
 
 
 def default_size(model: Model) -> tuple[int, int]:
-    """The largest of the usual squares whose tokens leave room for a prompt."""
-    for side in (768, 512):
-        rows, columns = model.vocabulary.codes_shape((side // UNIT, side // UNIT))
-        if rows * (columns + 1) + 256 <= model.config.max_position_embeddings:
-            return side, side
-    return 64, 64
+    """Width and height where no option says them."""
+    return model.own_size
 
 
 def run_demo(args: argparse.Namespace, say: Say) -> None:

@@ -51,6 +51,7 @@ __all__ = [
     "load",
     "lora_fingerprint",
     "loras",
+    "results_are_kept",
     "schema",
     "show_on_node",
     "unknown_checkpoint",
@@ -88,6 +89,11 @@ def advanced(entry: io.Input) -> io.Input:
     return entry
 
 
+def results_are_kept() -> bool:
+    """Whether this host keeps what nodes give out; nodes cannot expand where it does not."""
+    return not getattr(args, "cache_none", False)
+
+
 def show_on_node(text: str) -> None:
     """Shows a line of text on the node that runs; inside a node that expanded, on that one."""
     context = get_executing_context()
@@ -118,13 +124,34 @@ def unknown_checkpoint(name: str) -> str | None:
 
 
 def fingerprint(name: str) -> tuple:
-    """Names, sizes and times of a checkpoint's files; it changes when the checkpoint does."""
+    """Names, sizes and times of a checkpoint's files, its image tokenizer's too; it changes when they do."""
     path = checkpoints().get(name)
     if path is None:
         return (name,)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    if (vq := _vq_file(path)) is not None and vq not in files:
+        files.append(vq)
     stats = [(p.name, p.stat()) for p in files if p.is_file()]
     return (str(path), *((file, s.st_size, s.st_mtime_ns) for file, s in stats))
+
+
+def _vq_folders() -> list[str]:
+    """Where an image tokenizer may lie that is not beside its checkpoint."""
+    return [folder for place in (FOLDER, "vae") for folder in folder_paths.get_folder_paths(place)]
+
+
+_vq_files: dict[Path, Path] = {}  # of checkpoints; looked for once, because headers have to be read
+
+
+def _vq_file(path: Path) -> Path | None:
+    """The file with a checkpoint's image tokenizer; None where there is none, which loading then explains."""
+    known = _vq_files.get(path)
+    if known is None or not known.is_file():
+        try:
+            known = _vq_files[path] = lumina_core.vq_file(path, _vq_folders())
+        except LuminaError:
+            return None
+    return known
 
 
 LORAS = "loras"  # ComfyUI's own folder of LoRAs
@@ -172,10 +199,10 @@ def load(name: str, precision: str) -> HostedModel:
     key = (fingerprint(name), dtype, quantise)
     hosted = _hosted.get(key)
     if hosted is None:
-        start, places = time.monotonic(), (FOLDER, "vae")
+        start = time.monotonic()
         model = lumina_core.load(
             path,
-            vq_folders=[folder for place in places for folder in folder_paths.get_folder_paths(place)],
+            vq_folders=_vq_folders(),
             dtype=dtype,
             quantise=quantise,
             ops=comfy.ops.disable_weight_init,
@@ -234,7 +261,13 @@ class HostedModel:
     def prompt(
         self, text: str, task: str, size: tuple[int, int] | None, images: Sequence[Image.Image]
     ) -> Prompt:
-        """The token prefix of a task; given images are encoded."""
+        """The token prefix of a task; given images are encoded. A side of 0 is the checkpoint's own.
+
+        With images given and both sides 0, the size is the one that the task takes by itself.
+        """
+        if size is not None and not all(size):
+            own = [side or mine for side, mine in zip(size, self.model.own_size, strict=True)]
+            size = None if images and not any(size) else tuple(own)
         if images:
             self._place([self.vq], self._vq_memory([size] if size else _sizes(images)))
         return self.model.prompt(text, task=task, size=size, images=images)
