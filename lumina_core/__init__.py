@@ -2,6 +2,8 @@
 
 from .errors import CheckpointError, InputError, LuminaError, PictureError
 from .families import Model, bundled, default_dtype, find, listing, load, tasks, vq_file
+from .fetching import Download
+from .hub import RELEASES
 from .image import from_tensor, to_tensor
 from .lora import SUFFIXES as LORA_SUFFIXES
 from .lora import Lora
@@ -27,9 +29,11 @@ __all__ = [
     "FORMATS",
     "LORA_SUFFIXES",
     "MODES",
+    "RELEASES",
     "UNIT",
     "AnswerFinished",
     "CheckpointError",
+    "Download",
     "InputError",
     "Lora",
     "LuminaError",

@@ -40,12 +40,15 @@ from ..lumina_core import (
 )
 
 __all__ = [
+    "DOWNLOADS",
+    "OFF",
     "PRECISIONS",
     "ComfyExtension",
     "GraphBuilder",
     "HostedModel",
     "advanced",
     "checkpoints",
+    "fetch",
     "fingerprint",
     "io",
     "load",
@@ -152,6 +155,35 @@ def _vq_file(path: Path) -> Path | None:
         except LuminaError:
             return None
     return known
+
+
+# Downloads, on the user's own request
+
+OFF = "off"
+DOWNLOADS = (OFF, *lumina_core.RELEASES)
+
+
+def fetch(name: str) -> str:
+    """Fetches a release into the first model folder, unless all of it is there; its name in the menu."""
+    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    try:
+        lumina_core.vq_file(folder / name)
+        return name
+    except LuminaError:  # something lacks
+        pass
+    bar = comfy.utils.ProgressBar(100)
+    with lumina_core.Download(name, folder) as job:
+        if job.release.licence:
+            log.info("Lumina-mGPT: %s", job.release.licence)
+        before = ""
+        for share, doing in job.watch():
+            mm.throw_exception_if_processing_interrupted()
+            bar.update_absolute(int(100 * share))
+            if doing != before:
+                show_on_node(doing)
+                log.info("Lumina-mGPT: %s", doing)
+            before = doing
+    return name
 
 
 LORAS = "loras"  # ComfyUI's own folder of LoRAs

@@ -23,6 +23,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "checkpoint": {"weights", "text", "transformer"},
     "color": set(),
     "hub": {"files"},
+    "fetching": {"hub"},
     "prompts": {"text", "unirep"},
     "image": {"unirep"},
     "vq": {"vq"},

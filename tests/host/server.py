@@ -114,7 +114,7 @@ class Comfy:
         paths = f"tests:\n  base_path: {self.base}\n  lumina_mgpt: extra\n"
         (self.base / "paths.yaml").write_text(paths, "utf-8")
 
-    def start(self, timeout: float = 120) -> None:
+    def start(self, timeout: float = 300) -> None:
         args = ["--listen", "127.0.0.1", "--port", str(self.port), "--cpu", "--disable-auto-launch"]
         args += ["--base-directory", str(self.base), "--preview-method", "auto"]
         args += ["--extra-model-paths-config", str(self.base / "paths.yaml")]
@@ -192,7 +192,7 @@ class Comfy:
         prompt: dict,
         *,
         cancel: Callable[[int, int], bool] = lambda done, total: False,
-        timeout: float = 60,
+        timeout: float = 120,
     ) -> Run:
         """Runs a prompt to its end; cancels when `cancel` says so of some node's progress."""
         client = uuid.uuid4().hex
