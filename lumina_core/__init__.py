@@ -3,8 +3,13 @@
 from .best import agreements, best, decoded, given_scores, likelihoods, question_of, question_prompts
 from .chat import Answered, Chat
 from .errors import CheckpointError, InputError, LuminaError, PictureError
-from .families import Model, bundled, default_dtype, find, listing, load, tasks
+from .families import Model, bundled, default_dtype, find, listing, load, tasks, vq_file
+from .fetching import Download
+from .hub import RELEASES
 from .image import from_tensor, to_tensor
+from .lora import SUFFIXES as LORA_SUFFIXES
+from .lora import Lora
+from .lora import read as read_lora
 from .memory import decode_nbytes, pass_nbytes, sampling_nbytes
 from .prompts import Prompt
 from .quant import FORMATS
@@ -28,14 +33,18 @@ __version__ = "0.1.0"
 __all__ = [
     "COLOURS",
     "FORMATS",
+    "LORA_SUFFIXES",
     "MODES",
+    "RELEASES",
     "TILING",
     "UNIT",
     "AnswerFinished",
     "Answered",
     "Chat",
     "CheckpointError",
+    "Download",
     "InputError",
+    "Lora",
     "LuminaError",
     "Model",
     "PictureError",
@@ -65,9 +74,11 @@ __all__ = [
     "pass_nbytes",
     "question_of",
     "question_prompts",
+    "read_lora",
     "redraw",
     "sampling_nbytes",
     "size_kept",
     "tasks",
     "to_tensor",
+    "vq_file",
 ]

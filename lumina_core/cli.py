@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,14 @@ def add_generate(verbs: argparse._SubParsersAction) -> None:
         "--size", type=size, metavar="WxH", help="pixels, multiples of 32 (default: the checkpoint's own)"
     )
     add_sampling_options(p)
+    p.add_argument(
+        "--lora",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA of the transformer, in PEFT's or kohya's naming (strength: 1); may be given several times",
+    )
     text = "PNG to write, a batch is numbered (default: picture.png); with --prompts a folder (default: pictures)"
     p.add_argument("--out", type=Path, metavar="FILE|DIR", help=text)
     p.set_defaults(run=commands.run_generate)
@@ -222,6 +231,20 @@ def size(text: str) -> tuple[int, int]:
     if not m:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, for example 96x64")
     return int(m[1]), int(m[2])
+
+
+def lora(text: str) -> tuple[str, float]:
+    """The argument type of a LoRA file and its strength."""
+    file, _, strength = text.rpartition(":")
+    try:
+        number = float(strength)
+    except ValueError:  # the colon, if any, is part of the file's name
+        return text, 1.0
+    if not file or not math.isfinite(number):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no LoRA; write FILE or FILE:STRENGTH, e.g. style.safetensors:0.8"
+        )
+    return file, number
 
 
 def window(text: str) -> int | None:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from . import (
     FORMATS,
-    UNIT,
     InputError,
     Model,
     PictureFinished,
@@ -28,6 +27,7 @@ from . import (
     generate,
     load,
     many,
+    read_lora,
 )
 from .devices import pick_device
 from .files import write_whole
@@ -59,7 +59,10 @@ def open_model(args: argparse.Namespace) -> Model:
     device = pick_device(args.device)
     quantise = args.precision if args.precision in FORMATS else None
     dtype = DTYPES.get(args.precision) or default_dtype(args.model, device)
-    return load(args.model, vq_path=args.vq, device=device, dtype=dtype, quantise=quantise)
+    model = load(args.model, vq_path=args.vq, device=device, dtype=dtype, quantise=quantise)
+    for file, strength in getattr(args, "lora", ()):
+        read_lora(file, model.transformer).merge(model.transformer, strength)
+    return model
 
 
 def settings(model: Model, args: argparse.Namespace) -> Sampling:
@@ -96,12 +99,8 @@ def draw(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing
 
 
 def default_size(model: Model) -> tuple[int, int]:
-    """The largest of the usual squares whose tokens leave room for a prompt."""
-    for side in (768, 512):
-        rows, columns = model.vocabulary.codes_shape((side // UNIT, side // UNIT))
-        if rows * (columns + 1) + 256 <= model.config.max_position_embeddings:
-            return side, side
-    return 64, 64
+    """Width and height where no option says them."""
+    return model.own_size
 
 
 def run_demo(args: argparse.Namespace, say: Say) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,11 +28,12 @@ CHAMELEON = (
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file in a repository; `nbytes` is None where the repository does not say."""
+    """One file in a repository; size and sha256 are None where the repository does not say."""
 
     repo: str
     name: str
     nbytes: int | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,9 @@ def download(
     """Fetches a release into `folder`/<its name> with its image tokenizer; returns that folder.
 
     `report` takes lines for the user: first the licence note, then what is fetched. Files that are there in full size
-    are skipped and broken-off ones resumed; every size is checked against the repository's. The library draws the
-    progress bars. Raises `InputError` for the name or a full disk, `LuminaError` when a file cannot be had.
+    are skipped and broken-off ones resumed; size and checksum of what comes are checked against the repository's. The
+    library draws the progress bars. Raises `InputError` for the name or a full disk, `LuminaError` when a file
+    cannot be had.
     """
     release = find(name)
     target = Path(folder).expanduser() / release.name
@@ -192,8 +195,14 @@ def _listed(hub: Hub, release: Release) -> list[RemoteFile]:
             raise LuminaError(
                 f"{repo} does not hold {patterns[0]} any more; look at https://huggingface.co/{repo}."
             )
-        files += [RemoteFile(repo, s.rfilename, getattr(s, "size", None)) for s in hits]
+        files += [RemoteFile(repo, s.rfilename, getattr(s, "size", None), _sha256(s)) for s in hits]
     return files
+
+
+def _sha256(sibling) -> str | None:
+    """The checksum of a large file; small ones have none."""
+    lfs = getattr(sibling, "lfs", None)
+    return lfs.get("sha256") if isinstance(lfs, Mapping) else getattr(lfs, "sha256", None)
 
 
 def _whole(target: Path, file: RemoteFile) -> bool:
@@ -214,6 +223,19 @@ def _fetch(hub: Hub, file: RemoteFile, target: Path) -> None:
         raise LuminaError(
             f"{path} has {size} bytes, {file.nbytes} are expected. Delete it and run the same command again."
         )
+    if file.sha256 and _digest(path) != file.sha256:
+        path.unlink()
+        raise LuminaError(
+            f"{path} arrived damaged: its checksum is not {file.repo}'s. It is deleted; run the same command again."
+        )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while part := f.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _line(e: Exception) -> str:

@@ -34,6 +34,20 @@ def quantise(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tenso
     return (w / scale).clamp_(-most, most).to(FORMATS[kind]), scale
 
 
+def round_by_chance(numbers: torch.Tensor, kind: str, seed: int) -> torch.Tensor:
+    """Small numbers next to these, up or down by chance so that small changes count in the mean; clamped.
+
+    The seed makes it repeatable.
+    """
+    x = numbers.float()
+    most, step = 127.0, 1.0
+    if kind == "fp8":  # 3 bits behind the point; below 2^-6 the steps stay
+        most = torch.finfo(FORMATS[kind]).max
+        step = torch.exp2(x.frexp().exponent.clamp(min=-5).float() - 4)
+    chance = torch.rand(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
+    return ((x / step + chance).floor_() * step).clamp_(-most, most).to(FORMATS[kind])
+
+
 def restore(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The float weight that a small weight stands for."""
     return (weight.float() * (scale[:, None] if scale.ndim else scale)).to(dtype)
@@ -83,6 +97,20 @@ def scaled_linear(base: type[nn.Linear]) -> type[nn.Linear]:
             shape = (rows,) if kind == "int8" else ()
             self.weight_scale = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
             self.requires_grad_(False)
+            self.kind = kind
+
+        def set_weight(
+            self,
+            weight: torch.Tensor,
+            inplace_update: bool = False,
+            seed: int = 0,
+            return_weight: bool = False,
+        ) -> torch.Tensor | None:
+            """Takes a weight that a host has patched, in the small numbers' units; given back it stays unrounded."""
+            if return_weight:
+                return weight
+            self.weight = nn.Parameter(round_by_chance(weight, self.kind, seed), requires_grad=False)
+            return None
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = (

@@ -5,12 +5,13 @@ from .chat import ChatTurn
 from .decode import Decode, Encode
 from .host import ComfyExtension
 from .load import LoadModel
+from .lora import LoadLora
 from .picture import TextToImage
 from .prompt import MakePrompt
 from .restore import Restore
 from .sample import Sampler
 
-NODES = (LoadModel, MakePrompt, Sampler, Decode, Encode, TextToImage, ChatTurn, Restore, BestOf)
+NODES = (LoadModel, MakePrompt, Sampler, Decode, Encode, TextToImage, ChatTurn, Restore, BestOf, LoadLora)
 
 
 class LuminaMGPT(ComfyExtension):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import time
@@ -9,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import comfy.lora
 import comfy.model_management as mm
 import comfy.ops
 import comfy.utils
@@ -40,6 +42,8 @@ from ..lumina_core import (
 )
 
 __all__ = [
+    "DOWNLOADS",
+    "OFF",
     "PRECISIONS",
     "ComfyExtension",
     "GraphBuilder",
@@ -47,14 +51,19 @@ __all__ = [
     "LiveText",
     "advanced",
     "checkpoints",
+    "fetch",
     "fingerprint",
     "io",
     "load",
+    "lora_fingerprint",
+    "loras",
     "nothing",
+    "results_are_kept",
     "schema",
     "show_on_node",
     "to_image",
     "unknown_checkpoint",
+    "unknown_lora",
 ]
 
 log = logging.getLogger(__name__)
@@ -86,6 +95,11 @@ def advanced(entry: io.Input) -> io.Input:
     """The input, folded away where the host can do that."""
     entry.extra_dict = {**(entry.extra_dict or {}), "advanced": True}
     return entry
+
+
+def results_are_kept() -> bool:
+    """Whether this host keeps what nodes give out; nodes cannot expand where it does not."""
+    return not getattr(args, "cache_none", False)
 
 
 def show_on_node(text: str) -> None:
@@ -144,13 +158,93 @@ def unknown_checkpoint(name: str) -> str | None:
 
 
 def fingerprint(name: str) -> tuple:
-    """Names, sizes and times of a checkpoint's files; it changes when the checkpoint does."""
+    """Names, sizes and times of a checkpoint's files, its image tokenizer's too; it changes when they do."""
     path = checkpoints().get(name)
     if path is None:
         return (name,)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    if (vq := _vq_file(path)) is not None and vq not in files:
+        files.append(vq)
     stats = [(p.name, p.stat()) for p in files if p.is_file()]
     return (str(path), *((file, s.st_size, s.st_mtime_ns) for file, s in stats))
+
+
+def _vq_folders() -> list[str]:
+    """Where an image tokenizer may lie that is not beside its checkpoint."""
+    return [folder for place in (FOLDER, "vae") for folder in folder_paths.get_folder_paths(place)]
+
+
+_vq_files: dict[Path, Path] = {}  # of checkpoints; looked for once, because headers have to be read
+
+
+def _vq_file(path: Path) -> Path | None:
+    """The file with a checkpoint's image tokenizer; None where there is none, which loading then explains."""
+    known = _vq_files.get(path)
+    if known is None or not known.is_file():
+        try:
+            known = _vq_files[path] = lumina_core.vq_file(path, _vq_folders())
+        except LuminaError:
+            return None
+    return known
+
+
+# Downloads, on the user's own request
+
+OFF = "off"
+DOWNLOADS = (OFF, *lumina_core.RELEASES)
+
+
+def fetch(name: str) -> str:
+    """Fetches a release into the first model folder, unless all of it is there; its name in the menu."""
+    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    try:
+        lumina_core.vq_file(folder / name)
+        return name
+    except LuminaError:  # something lacks
+        pass
+    bar = comfy.utils.ProgressBar(100)
+    with lumina_core.Download(name, folder) as job:
+        if job.release.licence:
+            log.info("Lumina-mGPT: %s", job.release.licence)
+        before = ""
+        for share, doing in job.watch():
+            mm.throw_exception_if_processing_interrupted()
+            bar.update_absolute(int(100 * share))
+            if doing != before:
+                show_on_node(doing)
+                log.info("Lumina-mGPT: %s", doing)
+            before = doing
+    return name
+
+
+LORAS = "loras"  # ComfyUI's own folder of LoRAs
+
+
+def loras() -> list[str]:
+    """The LoRA files by their names in the menu. Never raises."""
+    try:
+        return [
+            n for n in folder_paths.get_filename_list(LORAS) if Path(n).suffix in lumina_core.LORA_SUFFIXES
+        ]
+    except OSError:
+        return []
+
+
+def unknown_lora(name: str) -> str | None:
+    """What is wrong with a LoRA's name and what to do about it, or None when the file is there."""
+    if name in loras():
+        return None
+    places = " or ".join(folder_paths.get_folder_paths(LORAS))
+    return f"There is no LoRA '{name}'. Put the file, or the folder that PEFT wrote, into {places}, then press R."
+
+
+def lora_fingerprint(name: str) -> tuple:
+    """Name, size and time of a LoRA's file."""
+    path = folder_paths.get_full_path(LORAS, name)
+    if path is None:
+        return (name,)
+    stat = Path(path).stat()
+    return (path, stat.st_size, stat.st_mtime_ns)
 
 
 # Models in memory
@@ -168,10 +262,10 @@ def load(name: str, precision: str) -> HostedModel:
     key = (fingerprint(name), dtype, quantise)
     hosted = _hosted.get(key)
     if hosted is None:
-        start, places = time.monotonic(), (FOLDER, "vae")
+        start = time.monotonic()
         model = lumina_core.load(
             path,
-            vq_folders=[folder for place in places for folder in folder_paths.get_folder_paths(place)],
+            vq_folders=_vq_folders(),
             dtype=dtype,
             quantise=quantise,
             ops=comfy.ops.disable_weight_init,
@@ -205,9 +299,25 @@ class HostedModel:
         self.model = model
         self.transformer = ModelPatcher(model.transformer, mm.get_torch_device(), mm.unet_offload_device())
         self.vq = ModelPatcher(model.vq, mm.vae_device(), mm.vae_offload_device())
+        self.base: HostedModel | None = None  # kept, so that a second loader finds it
+
+    def with_lora(self, name: str, strength: float) -> HostedModel:
+        """The same model with a LoRA on top; weights are shared, and patched when the transformer is placed."""
+        if fault := unknown_lora(name):
+            raise InputError(fault)
+        lora = lumina_core.read_lora(folder_paths.get_full_path(LORAS, name), self.model.transformer)
+        patched = copy.copy(self)
+        patched.base, patched.transformer = self, self.transformer.clone()
+        layers = {layer: f"{layer}.weight" for layer in lora.deltas}
+        patches = comfy.lora.load_lora(lora.tensors(self.model.transformer), layers)
+        patched.transformer.add_patches(patches, strength)
+        log.info("Lumina-mGPT: LoRA %s changes %d layers", lora.name, len(layers))
+        return patched
 
     def get_ram_usage(self) -> int:
         """Bytes of weights in main memory; ComfyUI asks when that runs short."""
+        if self.base is not None:
+            return 0  # they are the base's
         modules = (self.model.transformer, self.model.vq)
         return sum(p.nbytes for m in modules for p in m.parameters() if p.device.type == "cpu")
 
@@ -220,7 +330,13 @@ class HostedModel:
         keep: Sequence[TokenGrid] | None = None,
         mask: torch.Tensor | None = None,
     ) -> Prompt:
-        """The token prefix of a task; given images are encoded. Of `keep` all is kept that `mask` does not touch."""
+        """The token prefix of a task; given images are encoded. Of `keep` all is kept that `mask` does not touch.
+
+        A side of 0 is the checkpoint's own. With images or kept tokens and both sides 0, the size is theirs.
+        """
+        if size is not None and not all(size):
+            own = [side or mine for side, mine in zip(size, self.model.own_size, strict=True)]
+            size = None if (images or keep) and not any(size) else tuple(own)
         if images:
             self._place([self.vq], self._vq_memory([size] if size else _sizes(images)))
         if keep is None and mask is not None:

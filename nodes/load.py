@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .host import fingerprint, io, load, schema, unknown_checkpoint
+from .host import DOWNLOADS, OFF, advanced, fetch, fingerprint, io, load, schema, unknown_checkpoint
 from .sockets import LuminaModel, checkpoint_inputs
 
 
@@ -15,7 +15,20 @@ class LoadModel(io.ComfyNode):
             description="Loads a Lumina-mGPT checkpoint: transformer, image tokenizer and text tokenizer together. "
             "A small trained checkpoint is bundled; others are folders or converted files under models/lumina_mgpt.",
             search_aliases=["lumina", "mgpt", "autoregressive", "checkpoint", "load lumina"],
-            inputs=checkpoint_inputs(),
+            inputs=[
+                *checkpoint_inputs(),
+                advanced(
+                    io.Combo.Input(
+                        "download",
+                        options=list(DOWNLOADS),
+                        default=OFF,
+                        optional=True,
+                        tooltip="off: nothing is ever fetched. A name: this released checkpoint is fetched once into "
+                        "models/lumina_mgpt (14 to 70 GB, from huggingface.co; Cancel stops it, the next run goes on) "
+                        "and loaded instead of the one chosen as model.",
+                    )
+                ),
+            ],
             outputs=[
                 LuminaModel.Output(
                     display_name="model", tooltip="The model, for Prompt, Sampler, Decode and Encode."
@@ -28,9 +41,9 @@ class LoadModel(io.ComfyNode):
         return model is None or unknown_checkpoint(model) or True  # None: the name comes over a link
 
     @classmethod
-    def fingerprint_inputs(cls, model, precision) -> tuple:
-        return fingerprint(model)
+    def fingerprint_inputs(cls, model, precision, download=OFF) -> tuple:
+        return fingerprint(model if download == OFF else download)
 
     @classmethod
-    def execute(cls, model, precision) -> io.NodeOutput:
-        return io.NodeOutput(load(model, precision))
+    def execute(cls, model, precision, download=OFF) -> io.NodeOutput:
+        return io.NodeOutput(load(model if download == OFF else fetch(download), precision))

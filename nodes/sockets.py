@@ -53,12 +53,13 @@ def size_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             side,
-            default=768,
-            min=32,
+            default=0,
+            min=0,
             max=4096,
             step=32,
-            tooltip=f"{side.capitalize()} of the picture in pixels, a multiple of 32. The 7B checkpoints of 2.0 were "
-            "made for about 768x768 pixels in all; the bundled nano-mgpt2 for 64 to 96 a side.",
+            tooltip=f"{side.capitalize()} of the picture in pixels, a multiple of 32; 0 is the checkpoint's own: 768 "
+            "for the 7B checkpoints of 2.0, which were made for about 768x768 pixels in all, 64 for the bundled "
+            "nano-mgpt2, which knows 64 to 96 a side.",
         )
         for side in ("width", "height")
     ]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import checkpoint, quant, weights
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, TokenNames
 from ..errors import CheckpointError, InputError
 from ..text import Tokenizer
 from ..transformer import Transformer
@@ -44,6 +44,7 @@ __all__ = [
     "open_source",
     "source_of",
     "tasks",
+    "vq_file",
 ]
 
 
@@ -102,6 +103,11 @@ def default_dtype(
 
 
 def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda" and torch.version.hip is None:
+        return torch.cuda.get_device_capability(device) >= (
+            8,
+            0,
+        )  # older cards take it, but compute it in fp32
     try:
         one = torch.ones(1, 1, dtype=torch.bfloat16, device=device)
         return float(one @ one) == 1
@@ -216,6 +222,15 @@ def find_vq(
         if owner is not None:
             others.append(f"{file} is the one of {owner.title}")
     raise CheckpointError(_no_vq(found, family, vq_path, others, faults))
+
+
+def vq_file(name: str | Path, vq_folders: Sequence[str | Path] = ()) -> Path:
+    """Where the image tokenizer of a checkpoint is; parameters and errors as in `load`. Reads headers only."""
+    found = checkpoint.find(find(name))
+    names = TokenNames.scan(found.tokenizer_text(), found.tokenizer_settings(), str(found.tokenizer_file))
+    return find_vq(
+        found, identify(source_of(found, names)), None, [Path(f).expanduser() for f in vq_folders]
+    )[0]
 
 
 def _no_vq(

@@ -328,6 +328,15 @@ class Model:
         fits = (n for n in range(most, 1, -1) if k * n * (k * n + 1) + 4 <= room)
         return next(fits, 1) * UNIT
 
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """Width and height in pixels where nobody asks for a size: a usual square that leaves room for text."""
+        for side in (768, 512):
+            rows, columns = self.vocabulary.codes_shape((side // UNIT, side // UNIT))
+            if rows * (columns + 1) + 256 <= self.config.max_position_embeddings:
+                return side, side
+        return 64, 64
+
     def sizes(self, target: int | None = None) -> list[tuple[int, int]]:
         """The allowed sizes (width, height) of a target square, those that this checkpoint has size tokens for."""
         grid = self.vocabulary.grid

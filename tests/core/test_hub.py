@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,3 +144,22 @@ def test_every_release_is_of_a_family_and_names_its_image_tokenizer():
     for release in hub.RELEASES.values():
         assert (release.vq.name if release.vq else "vqgan.ckpt") in hints[release.family]
         assert release.by_hand or release.vq
+
+
+@pytest.mark.parametrize("as_mapping", [True, False])
+def test_a_damaged_file_is_told_and_not_kept(fake, tmp_path, monkeypatch, as_mapping):
+    whole = hashlib.sha256(b"m" * 50).hexdigest()
+
+    def model_info(repo, files_metadata):
+        lfs = {"sha256": whole} if as_mapping else SimpleNamespace(sha256=whole)
+        listed = FakeHub.model_info(fake, repo, files_metadata)
+        for s in listed.siblings:
+            s.lfs = lfs if s.rfilename == "movqgan_270M.ckpt" else None
+        return listed
+
+    monkeypatch.setattr(fake, "model_info", model_info)
+    hub.download("Lumina-mGPT-2.0", tmp_path / "whole", report=lambda line: None, hub=fake)
+    fake.repos["ai-forever/MoVQGAN"]["movqgan_270M.ckpt"] = b"n" * 50
+    with pytest.raises(LuminaError, match="arrived damaged"):
+        hub.download("Lumina-mGPT-2.0", tmp_path / "damaged", report=lambda line: None, hub=fake)
+    assert not (tmp_path / "damaged" / "Lumina-mGPT-2.0" / "movqgan_270M.ckpt").exists()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from lumina_core import load
 from tests.core import test_load_memory as large
+from tests.core.test_lora import kohya, peft
 from tests.host.server import FOLDER, ROOT
 
 LOAD, PROMPT, SAMPLE, DECODE, SAVE = "1", "2", "3", "4", "5"
@@ -270,6 +274,72 @@ def test_a_checkpoint_that_changed_is_loaded_again(comfy):
     file.write_text(file.read_text("utf-8") + "\n", "utf-8")
     run = comfy.run(graph(model="elsewhere"))
     assert run.status == "success" and LOAD not in run.cached
+
+
+def test_a_size_of_0_is_the_checkpoint_s_own(comfy):
+    """A fresh node draws with the bundled checkpoint as it is."""
+    for make in (graph, one_box):
+        run = comfy.run(make(model="nano-mgpt2", width=0, height=0))
+        assert run.status == "success", run.error
+        assert pixels(comfy.pictures(run)[0]).shape == (64, 64, 3)
+    run = comfy.run(graph(model="nano-mgpt2", width=96, height=0))
+    assert pixels(comfy.pictures(run)[0]).shape == (64, 96, 3)
+
+
+def test_an_image_tokenizer_that_changed_is_loaded_again(comfy):
+    """It lies outside the checkpoint's folder."""
+    asked = answer("mgpt1", "describe")
+    assert comfy.run(asked).status == "success"
+    assert LOAD in comfy.run(asked).cached
+    vq = comfy.base / "models" / "vae" / "vqgan.safetensors"
+    os.utime(vq, ns=(1, 1))
+    run = comfy.run(asked)
+    assert run.status == "success" and LOAD not in run.cached
+
+
+def test_a_lora_changes_the_picture_stacks_and_leaves_nothing_behind(comfy, library):
+    transformer = load(comfy.base / "models" / "lumina_mgpt" / "tiny").transformer
+    folder = comfy.base / "models" / "loras"
+    peft(folder / "style", transformer)
+    kohya(folder / "same.safetensors", transformer)
+
+    def drawn(precision: str, *loras: tuple[str, float]) -> np.ndarray:
+        prompt, source = graph(precision=precision), [LOAD, 0]
+        for i, (name, strength) in enumerate(loras):
+            inputs = {"model": source, "lora": name, "strength": strength}
+            prompt[f"9{i}"] = {"class_type": "LuminaMGPTLoadLora", "inputs": inputs}
+            source = [f"9{i}", 0]
+        for node in (PROMPT, SAMPLE, DECODE):
+            prompt[node]["inputs"]["model"] = source
+        run = comfy.run(prompt)
+        assert run.status == "success", run.error
+        return pixels(comfy.pictures(run)[0])
+
+    for precision, plain in (("auto", library[0]), ("int8", library[4]), ("fp8", library[5])):
+        one = drawn(precision, ("style/adapter_model.safetensors", 1.0))
+        assert not np.array_equal(one, plain)
+        assert np.array_equal(drawn(precision, ("same.safetensors", 1.0)), one)
+        assert np.array_equal(drawn(precision), plain), "the weights are what they were"
+    halves = drawn("auto", ("style/adapter_model.safetensors", 0.5), ("same.safetensors", 0.5))
+    assert np.array_equal(halves, drawn("auto", ("same.safetensors", 1.0)))
+    assert np.array_equal(drawn("auto", ("same.safetensors", 0.5), ("same.safetensors", -0.5)), library[0])
+
+
+def test_a_wrong_lora_is_told_in_one_line(comfy):
+    from safetensors.torch import save_file
+
+    key = "lora_unet_input_blocks_1_1_proj_in.lora_up.weight"
+    save_file({key: torch.zeros(8, 4)}, comfy.base / "models" / "loras" / "other.safetensors")
+    prompt = graph()
+    inputs = {"model": [LOAD, 0], "lora": "other.safetensors", "strength": 1.0}
+    prompt["9"] = {"class_type": "LuminaMGPTLoadLora", "inputs": inputs}
+    prompt[SAMPLE]["inputs"]["model"] = ["9", 0]
+    run = comfy.run(prompt)
+    assert (run.status, run.node) == ("error", "9")
+    assert key in run.error and "\n" not in run.error
+    inputs["lora"] = "nowhere.safetensors"
+    run = comfy.run(prompt)
+    assert run.status == "refused" and "There is no LoRA 'nowhere.safetensors'" in run.error
 
 
 def test_a_freed_model_works_again(comfy):
