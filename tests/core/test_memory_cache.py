@@ -139,7 +139,7 @@ def test_a_cache_grows_and_keeps_what_it_holds(tiny_model):
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from lumina_core.sampling import Sampling, generate, room
 from lumina_core.transformer import Transformer, TransformerConfig
 from lumina_core.prompts import Prompt
@@ -159,8 +159,8 @@ def draw(units, steps):
         pass
     return room.cache_nbytes(transformer, vocabulary, prompt, sampling)
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this process alone: getrusage begins with what the process that started it held
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 sampling, wanted = Sampling(cfg=1.0, batch=1, image_top_k=0), sampling
 draw((1, 1), 1)  # the prefill's own memory, and what loads on first use
@@ -180,4 +180,4 @@ def test_the_peak_of_a_generation_grows_by_the_cache_and_little_more():
     nbytes, grown = map(int, run.stdout.split())
     assert nbytes > 4e8
     assert grown <= 1.15 * nbytes
-    assert grown >= 0.2 * nbytes  # the rest may lie in what the prefill gave back
+    assert grown >= 0.5 * nbytes  # the rest may lie in what the prefill gave back
