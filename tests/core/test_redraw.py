@@ -98,14 +98,13 @@ def test_kept_rows_on_top_cost_one_pass(model, grids):
     taller = model.prompt("a red circle", size=(SIZE[0], 128))
     part = redraw(taller, model.vocabulary, grids[:1])
     passes = []
-    hook = model.transformer.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    hook = model.transformer.register_forward_hook(lambda *_: passes.append(1))
     try:
         drawn(model, part, cfg=1.0)
     finally:
         hook.remove()
-    assert (
-        len(passes) == grids[0].codes.numel()
-    )  # one for all that is given, and one for each further code but one
+    # one for all that is given, and one for each further code but one
+    assert len(passes) == grids[0].codes.numel()
 
 
 def test_the_wanted_panel_is_redrawn_beside_a_given_one(tmp_path):
