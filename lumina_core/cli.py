@@ -133,6 +133,12 @@ def add_train(verbs: argparse._SubParsersAction) -> None:
             "--out", type=Path, default=out, metavar="DIR", help=f"folder (default: {out.as_posix()})"
         )
         p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+        p.add_argument("--device", default="cpu", help="cpu, cuda ... (default: cpu)")
+        p.add_argument(
+            "--start-from",
+            metavar="NAME|PATH",
+            help="train a checkpoint of this family and size on; its image tokenizer is kept, its decoder refined",
+        )
         p.set_defaults(run=commands.run_train, name=name)
     judge = what.add_parser("evaluate", help="draw held-out captions and judge the pictures by their pixels")
     add_model_options(judge)

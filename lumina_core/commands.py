@@ -170,11 +170,12 @@ def run_bench(args: argparse.Namespace, say: Say) -> None:
 
 
 def run_train(args: argparse.Namespace, say: Say) -> None:
-    from .training.recipes import train
+    from .training.build import train
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    train(args.name, writable_folder(args.out), say)
+    device = pick_device(args.device)
+    train(args.name, writable_folder(args.out), say, start_from=args.start_from, device=device)
 
 
 def run_evaluate(args: argparse.Namespace, say: Say) -> None:
