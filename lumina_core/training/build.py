@@ -177,6 +177,7 @@ def config_json(recipe: Recipe, words: str) -> dict:
         "mask_image_logits": False,
         **({"apply_lora": False} if recipe.family.id == "pure" else {}),  # a key that only PURE's file has
         "tasks": [task for task in recipe.family.templates if task in names],
+        "picture_sizes": [list(size) for size in recipe.sizes],
         "sampling": dict(recipe.sampling),
         **config,
     }

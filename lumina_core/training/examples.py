@@ -123,7 +123,8 @@ def _describe(s: world.Scene, rng: np.random.Generator) -> Example:
 def _chat(double: bool) -> Maker:
     def make(s: world.Scene, rng: np.random.Generator) -> Example:
         turns = questions.ask(s, rng, double)
-        placed = f"{turns[0]} {IMAGE}"
+        # Where nobody places a picture it stands before the question; people also place it behind.
+        placed = f"{turns[0]} {IMAGE}" if rng.random() < 0.3 else f"{IMAGE} {turns[0]}"
         earlier = (placed, turns[1]) if double else ()
         last = turns[2] if double else placed
         return Example(

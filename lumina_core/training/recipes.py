@@ -48,7 +48,7 @@ class Recipe:
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Panel sizes that pictures are drawn at."""
-        return tuple(dict.fromkeys(size for kind, size in self.examples if kind == "text_to_image"))
+        return tuple(dict.fromkeys(size for _, size in self.examples))
 
 
 def _phases(*parts: tuple[int, Mapping[Pool, float]]) -> tuple[Phase, ...]:
@@ -89,13 +89,13 @@ NANO_MGPT1 = Recipe(
         n_embed=1024,
     ),
     vq_training=VQRecipe(
-        steps=1500,
+        steps=1700,
         batch=16,
         sizes=(BIG_SQUARE, BIG_SQUARE, BIG_WIDE, BIG_SQUARE, BIG_SQUARE, BIG_TALL),
         maps=("depth", "segmentation", "normals", "pose", "found"),
         map_share=0.4,
         crop=64,
-        crop_until=1150,
+        crop_until=1450,
     ),
     examples={
         **{pool: max(1500, int(24000 * w)) for pool, w in MGPT1_SQUARE.items()},
@@ -133,7 +133,12 @@ MGPT2_KINDS = {
     "edit_panel": 0.14,
 }
 MGPT2_SMALL = {(kind, SQUARE): w for kind, w in MGPT2_KINDS.items()}
-MGPT2_ALL = {**MGPT2_SMALL, ("text_to_image", WIDE): 0.08, ("text_to_image", TALL): 0.08}
+MGPT2_ALL = {
+    **MGPT2_SMALL,
+    **{("text_to_image", size): 0.08 for size in (WIDE, TALL)},
+    **{(f"{kind}_panel", size): 0.008 for kind in PANEL_MAPS for size in (WIDE, TALL)},
+    **{("edit_panel", size): 0.02 for size in (WIDE, TALL)},
+}
 MGPT2_VQ = VQRecipe(
     steps=1450,
     batch=20,
@@ -165,8 +170,9 @@ NANO_MGPT2 = Recipe(
         frozen_codes=True,
     ),
     examples={
-        **{pool: 8000 if pool[0] == "text_to_image" else 2500 for pool in MGPT2_ALL},
-        ("edit_panel", SQUARE): 9000,
+        **{pool: 2500 if pool[1] == SQUARE else 1000 for pool in MGPT2_ALL},
+        **{("text_to_image", size): 8000 if size == SQUARE else 3000 for size in (SQUARE, WIDE, TALL)},
+        ("edit_panel", SQUARE): 8000,
     },
     words=700,
     hidden=224,
