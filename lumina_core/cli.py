@@ -140,11 +140,23 @@ def add_train(verbs: argparse._SubParsersAction) -> None:
             help="train a checkpoint of this family and size on; its image tokenizer is kept, its decoder refined",
         )
         p.set_defaults(run=commands.run_train, name=name)
-    judge = what.add_parser("evaluate", help="draw held-out captions and judge the pictures by their pixels")
+    judge = what.add_parser("evaluate", help="judge a checkpoint's tasks on held-out scenes, by exact truth")
     add_model_options(judge)
     add_sampling_options(judge)
-    judge.add_argument("--captions", type=int, default=200, help="how many (default: 200)")
+    judge.add_argument("--captions", type=int, default=200, help="examples of each task (default: 200)")
+    judge.add_argument(
+        "--tasks",
+        type=names,
+        metavar="A,B",
+        help="kinds of examples to judge (default: all the checkpoint has)",
+    )
     judge.add_argument("--json", type=Path, metavar="FILE", help="also write the scores there")
+    judge.add_argument(
+        "--table", type=Path, metavar="FILE", help="also write the table there, for a model card"
+    )
+    judge.add_argument(
+        "--ceilings", action="store_true", help="also judge true pictures through the image tokenizer alone"
+    )
     judge.set_defaults(run=commands.run_evaluate)
 
 
@@ -184,6 +196,11 @@ def size(text: str) -> tuple[int, int]:
     if not m:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, for example 96x64")
     return int(m[1]), int(m[2])
+
+
+def names(text: str) -> list[str]:
+    """The argument type of names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def window(text: str) -> int | None:

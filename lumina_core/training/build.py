@@ -17,7 +17,7 @@ from ..files import write_whole
 from ..text import IMAGE, Tokenizer
 from ..transformer import Transformer, TransformerConfig
 from .dataset import pre_tokenise
-from .examples import example
+from .examples import example, task_of
 from .recipes import RECIPES, Recipe
 from .runner import Stage
 from .sequences import Language
@@ -106,9 +106,7 @@ def adopt(transformer: Transformer, tokenizer: Tokenizer, earlier: Model) -> Non
             continue
         if key not in mine or mine[key].shape != value.shape:
             seen = tuple(mine[key].shape) if key in mine else "no such tensor"
-            raise InputError(
-                f"--start-from: '{key}' has shape {tuple(value.shape)}; the recipe has {seen}."
-            )
+            raise InputError(f"--start-from: '{key}' has shape {tuple(value.shape)}; the recipe has {seen}.")
         mine[key].copy_(value)
     known = earlier.tokenizer.names()
     for name, token in tokenizer.names().items():
@@ -141,7 +139,9 @@ def new_vq(recipe: Recipe) -> nn.Module:
 def tokenizer_text(recipe: Recipe, file: Path) -> str:
     """The text of the checkpoint's `tokenizer.json`, made once and kept in `file`."""
     if not file.exists():
-        text = train_tokenizer(corpus(recipe), recipe.words, special_names(recipe.family.id, recipe.vq.n_embed))
+        text = train_tokenizer(
+            corpus(recipe), recipe.words, special_names(recipe.family.id, recipe.vq.n_embed)
+        )
         write_whole(file, lambda part: part.write_text(text, "utf-8"))
     return file.read_text("utf-8")
 
@@ -167,7 +167,7 @@ def transformer_sizes(recipe: Recipe, words: str) -> dict:
 def config_json(recipe: Recipe, words: str) -> dict:
     """The `config.json` of the exported folder, with upstream's keys."""
     config = asdict(TransformerConfig(**transformer_sizes(recipe, words)))
-    names = {example(kind, "train", 0, size).task for kind, size in recipe.examples}
+    names = {task_of(kind) for kind, _ in recipe.examples}
     return {
         "architectures": ["ChameleonXLLMXForConditionalGeneration"],
         "model_type": "chameleon",

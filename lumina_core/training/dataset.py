@@ -71,7 +71,12 @@ def pre_tokenise(
 
 
 def _tables(
-    vq: nn.Module, language: Language, kinds: dict[str, int], size: Size, report: Callable[[str], None], device
+    vq: nn.Module,
+    language: Language,
+    kinds: dict[str, int],
+    size: Size,
+    report: Callable[[str], None],
+    device,
 ) -> dict[str, dict[str, torch.Tensor]]:
     rows: dict[str, list[tuple[list[int], list[int]]]] = {kind: [] for kind in kinds}
     most = max(kinds.values())
@@ -114,5 +119,3 @@ def picture_codes(vq: nn.Module, pictures: list[np.ndarray], device="cpu") -> di
 def to_network(pictures: np.ndarray) -> torch.Tensor:
     """Bytes (B, H, W, 3) to floats (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1
-
-

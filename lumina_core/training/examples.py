@@ -52,6 +52,11 @@ def example(kind: str, split: str, number: int, size: Size) -> Example:
     return MAKERS[kind](world.scene(split, number, *size), rng)
 
 
+def task_of(kind: str) -> str:
+    """The task (a key of the family's templates) that a kind of example is of."""
+    return example(kind, "train", 0, (64, 64)).task
+
+
 def _maker(kind: str) -> Callable[[Maker], Maker]:
     def add(make: Maker) -> Maker:
         MAKERS[kind] = make
@@ -93,7 +98,9 @@ def _detect(s: world.Scene, rng: np.random.Generator) -> Example:
     )
 
 
-def _edit(s: world.Scene, rng: np.random.Generator, still: float) -> tuple[str, edits.Edit | None, np.ndarray]:
+def _edit(
+    s: world.Scene, rng: np.random.Generator, still: float
+) -> tuple[str, edits.Edit | None, np.ndarray]:
     """Instruction, edit and picture after it; nothing is to change with the chance `still`."""
     if rng.random() < still:
         return edits.NOTHING, None, world.picture(s)
@@ -186,14 +193,14 @@ def _subject(task: str) -> Maker:
             o, place="in the center", x=s.width / 2, y=s.height / 2, radius=0.26 * min(s.width, s.height)
         )
         shown = world.Scene(s.width, s.height, str(rng.choice(grounds)), (alone,), (False,))
-        first, *others = world.caption(replace(s, says_size=(False,) * len(s.objects))).split(f" {o.place}", 1)
+        first, *others = world.caption(replace(s, says_size=(False,) * len(s.objects))).split(
+            f" {o.place}", 1
+        )
         words = f"the object {o.place}{others[0]}"
         named = f"{edits.article(o.colour)} {o.colour} {o.shape}"
         told = named if task == "subject_described" and rng.random() < 0.5 else ""
         panels = (world.picture(shown), world.picture(s))
-        return Example(
-            *(task, words, _size(s), s, panels[:1]), drawn=panels, subject=told, objects=(o,)
-        )
+        return Example(*(task, words, _size(s), s, panels[:1]), drawn=panels, subject=told, objects=(o,))
 
     return make
 

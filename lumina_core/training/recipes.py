@@ -115,7 +115,9 @@ NANO_MGPT1 = Recipe(
     sampling={
         **{"cfg": 2.0, "temperature": 0.5, "target_size": 128},
         "tasks": {
-            **{t: {"cfg": 1.0, "temperature": 0.0} for t in ("depth", "segment", "normals", "pose", "detect")},
+            **{
+                t: {"cfg": 1.0, "temperature": 0.0} for t in ("depth", "segment", "normals", "pose", "detect")
+            },
             **{t: {"cfg": 1.0, "temperature": 0.0} for t in ("edit", "describe", "chat")},
             "control": {"cfg": 1.0, "temperature": 0.3},
         },
