@@ -18,6 +18,7 @@ JOINTS = {  # of each shape: head, left, right, from the middle, in radii
 }
 JOINT_COLOURS = {"head": (255, 0, 0), "left": (0, 255, 0), "right": (0, 0, 255)}
 LIMB = 160
+JOINT_RADIUS = 0.045  # as a fraction of the shorter side
 BOX_COLOUR = (0, 255, 0)
 KINDS = ("depth", "segmentation", "normals", "hed", "canny", "pose")
 
@@ -57,7 +58,7 @@ def pose(s: world.Scene) -> np.ndarray:
         o = s.objects[i // len(JOINT_COLOURS)]
         out = _laid(out, _stroke(s, (o.x, o.y), (x, y), 0.014 * side), (LIMB,) * 3)
     for kind, x, y in joints:
-        out = _laid(out, _stroke(s, (x, y), (x, y), 0.045 * side), JOINT_COLOURS[kind])
+        out = _laid(out, _stroke(s, (x, y), (x, y), JOINT_RADIUS * side), JOINT_COLOURS[kind])
     return (out + 0.5).astype(np.uint8)
 
 

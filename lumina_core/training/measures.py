@@ -94,7 +94,7 @@ def overlap(a: tuple, b: tuple) -> float:
 def keypoints_found(s: world.Scene, drawn: np.ndarray) -> tuple[int, int]:
     """Keypoints within `PIXELS_OFF` of their place, and how many there are, true or drawn, whichever is more."""
     hits = total = 0
-    least = 0.3 * np.pi * (0.045 * min(s.width, s.height)) ** 2  # smaller specks are no joints
+    least = 0.3 * np.pi * (maps.JOINT_RADIUS * min(s.width, s.height)) ** 2  # smaller specks are no joints
     joints = maps.keypoints(s)
     for kind, colour in maps.JOINT_COLOURS.items():
         channel = int(np.argmax(colour))
@@ -183,10 +183,8 @@ def agreement(kind: str, picture: np.ndarray, drawn: np.ndarray) -> float:
         near = drawn.mean(-1) / 255 > 0.45  # the floor is below, every object above
         return float((seen & near).sum() / max((seen | near).sum(), 1))
     if kind == "pose":
-        joints = drawn.max(-1) > BRIGHT
-        return float((joints & _wider(seen, 3)).sum() / max(joints.sum(), 1)) * bool(
-            joints.any() or not seen.any()
-        )
+        joints, radius = drawn.max(-1) > BRIGHT, round(maps.JOINT_RADIUS * min(seen.shape)) + 1
+        return float((joints & _wider(seen, radius)).sum() / max(joints.sum(), 1))
     outline = seen & ~_narrower(seen)
     return edge_score(outline, drawn.mean(-1) > BRIGHT)
 

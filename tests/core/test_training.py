@@ -83,7 +83,7 @@ def tiny_recipe(vq_steps: int, steps: int):
             steps=vq_steps, batch=2, revive_every=2, sizes=(SQUARE, WIDE), crop=32, crop_until=2
         ),
         more_vq_training=VQRecipe(steps=2, batch=2, sizes=(SQUARE,), frozen_codes=True),
-        examples={pool: 6 for pool in SMALL},
+        examples=dict.fromkeys(SMALL, 6),
         hidden=32,
         intermediate=64,
         layers=1,
