@@ -143,12 +143,30 @@ def add_train(verbs: argparse._SubParsersAction) -> None:
             "--out", type=Path, default=out, metavar="DIR", help=f"folder (default: {out.as_posix()})"
         )
         p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+        p.add_argument("--device", default="cpu", help="cpu, cuda ... (default: cpu)")
+        p.add_argument(
+            "--start-from",
+            metavar="NAME|PATH",
+            help="train a checkpoint of this family and size on; its image tokenizer is kept, its decoder refined",
+        )
         p.set_defaults(run=commands.run_train, name=name)
-    judge = what.add_parser("evaluate", help="draw held-out captions and judge the pictures by their pixels")
+    judge = what.add_parser("evaluate", help="judge a checkpoint's tasks on held-out scenes, by exact truth")
     add_model_options(judge)
     add_sampling_options(judge)
-    judge.add_argument("--captions", type=int, default=200, help="how many (default: 200)")
+    judge.add_argument("--captions", type=int, default=200, help="examples of each task (default: 200)")
+    judge.add_argument(
+        "--tasks",
+        type=names,
+        metavar="A,B",
+        help="kinds of examples to judge (default: all the checkpoint has)",
+    )
     judge.add_argument("--json", type=Path, metavar="FILE", help="also write the scores there")
+    judge.add_argument(
+        "--table", type=Path, metavar="FILE", help="also write the table there, for a model card"
+    )
+    judge.add_argument(
+        "--ceilings", action="store_true", help="also judge true pictures through the image tokenizer alone"
+    )
     judge.set_defaults(run=commands.run_evaluate)
 
 
@@ -245,6 +263,11 @@ def lora(text: str) -> tuple[str, float]:
             f"{text!r} is no LoRA; write FILE or FILE:STRENGTH, e.g. style.safetensors:0.8"
         )
     return file, number
+
+
+def names(text: str) -> list[str]:
+    """The argument type of names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def window(text: str) -> int | None:

@@ -169,15 +169,16 @@ def run_bench(args: argparse.Namespace, say: Say) -> None:
 
 
 def run_train(args: argparse.Namespace, say: Say) -> None:
-    from .training.recipes import train
+    from .training.build import train
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    train(args.name, writable_folder(args.out), say)
+    device = pick_device(args.device)
+    train(args.name, writable_folder(args.out), say, start_from=args.start_from, device=device)
 
 
 def run_evaluate(args: argparse.Namespace, say: Say) -> None:
-    from .training.evaluate import evaluate_text_to_image, evaluate_tokenizer
+    from .training.evaluate import ceilings, evaluate, evaluate_tokenizer, settings_of, table
     from .training.recipes import RECIPES
 
     model = open_model(args)
@@ -185,25 +186,51 @@ def run_evaluate(args: argparse.Namespace, say: Say) -> None:
         raise InputError(
             f"'{model.name}' was not trained on the world of shapes; there is {', '.join(RECIPES)}."
         )
-    sizes = RECIPES[model.name].sizes
-    with tqdm(total=args.captions, desc="judging", unit="picture", disable=None, file=sys.stderr) as bar:
-        drawn = evaluate_text_to_image(
-            model, settings(model, args), sizes, args.captions, lambda *_: bar.update()
-        )
-    psnr, ceiling = evaluate_tokenizer(model, sizes, args.captions)
-    for line in drawn.lines():
+    recipe = RECIPES[model.name]
+    pools = chosen_pools(recipe.examples, args.tasks, model)
+    base, asked = settings(model, args), ("cfg", "temperature", "image_top_k")
+    given = {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
+
+    def settings_for(task: str) -> Sampling:
+        return replace(settings_of(model, task, base), **given)
+
+    kinds = len({kind for kind, _ in pools})
+    with tqdm(
+        total=args.captions * kinds, desc="judging", unit="example", disable=None, file=sys.stderr
+    ) as bar:
+        figures = evaluate(model, pools, args.captions, settings_for, lambda kind, n: bar.update(n))
+    limits = ceilings(pools, model, min(args.captions, 50)) if args.ceilings else []
+    psnr = evaluate_tokenizer(model, recipe.sizes, min(args.captions, 50))
+    lines = table(figures, limits)
+    for line in lines:
         say(line)
     say(
-        f"image tokenizer: {psnr:.1f} dB; judged through it: {ceiling.colour:.1%} colour, {ceiling.shape:.1%} shape"
+        f"image tokenizer: {psnr.psnr:.1f} dB; judged through it: {psnr.colour:.1%} colour, {psnr.shape:.1%} shape"
     )
     if args.json:
         scores = {
             "model": model.name,
-            "text_to_image": asdict(drawn),
-            "tokenizer_psnr": psnr,
-            "ceiling": asdict(ceiling),
+            "captions": args.captions,
+            "figures": [asdict(f) for f in figures],
+            "tokenizer": asdict(psnr),
         }
         write_whole(args.json, lambda part: part.write_text(json.dumps(scores, indent=1) + "\n", "utf-8"))
+    if args.table:
+        write_whole(args.table, lambda part: part.write_text("\n".join(lines) + "\n", "utf-8"))
+
+
+def chosen_pools(examples: dict, tasks: list[str] | None, model: Model) -> list[tuple[str, tuple[int, int]]]:
+    """The kinds and sizes to judge: those asked for, or those of the tasks that the checkpoint has."""
+    from .training.examples import task_of
+
+    kinds = list(dict.fromkeys(kind for kind, _ in examples))
+    for task in tasks or ():
+        if task not in kinds:
+            raise InputError(
+                f"--tasks: '{task}' is not judged for '{model.name}'; there is {', '.join(kinds)}."
+            )
+    wanted = tasks or [kind for kind in kinds if task_of(kind) in model.tasks]
+    return [(kind, size) for kind, size in examples if kind in wanted]
 
 
 def writable_folder(folder: Path) -> Path:

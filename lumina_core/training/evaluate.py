@@ -1,175 +1,357 @@
-"""The judge: looks at pixels only and tells whether a picture shows what its caption says."""
+"""Judges a checkpoint on held-out examples of every task, against exact truth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import torch
+from PIL import Image
 
 from ..errors import InputError
 from ..families import Model
-from ..sampling import PictureFinished, Sampling, generate
-from . import world
+from ..prompts import Prompt, fill
+from ..sampling import Sampling
+from ..unirep import UNIT, TokenGrid
+from . import maps, measures, world
+from .dataset import picture_codes
+from .drawing import Drawn, answer_many
+from .examples import Example, Size, example
+from .judge import judge
 
-PALETTE = {**world.COLOURS, **world.GROUNDS}
-CORE = (
-    0.065  # radius, as a fraction of the shorter side, of the disc around a place that must show the colour
-)
-WINDOW = 0.25  # half the side of the square around a place in which the shape is looked at
-TEMPLATE = 48  # side of the normalised masks that shapes are compared by
+AT_ONCE = 32  # examples that are drawn together
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of an example: pictures (H, W, 3) in bytes from top to bottom, none where none was drawn; the text."""
+
+    example: Example
+    panels: tuple[np.ndarray, ...]
+    text: str
+
+    @property
+    def picture(self) -> np.ndarray:
+        """The last panel; black where nothing was drawn, which no judge takes for right."""
+        s = self.example.scene
+        return self.panels[-1] if self.panels else np.zeros((s.height, s.width, 3), np.uint8)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge saw of one object."""
+class Figure:
+    """One measured number, of how many things, and the goal set for it."""
 
-    colour: bool
-    shape: bool
+    task: str
+    name: str
+    value: float
+    count: int
+    unit: str = "%"
+    goal: float | None = None
+    low_is_good: bool = False
+
+    @property
+    def shown(self) -> str:
+        return f"{self.value:.1%}" if self.unit == "%" else f"{self.value:.3g} {self.unit}".strip()
+
+    @property
+    def goal_shown(self) -> str:
+        if self.goal is None:
+            return ""
+        goal = f"{self.goal:.0%}" if self.unit == "%" else f"{self.goal:g} {self.unit}".strip()
+        return ("at most " if self.low_is_good else "at least ") + goal
+
+    @property
+    def met(self) -> bool | None:
+        if self.goal is None:
+            return None
+        return self.value <= self.goal if self.low_is_good else self.value >= self.goal
 
 
-def judge(scene: world.Scene, picture: np.ndarray) -> list[Verdict]:
-    """One verdict for each object of the caption, for a picture (H, W, 3) in bytes."""
+Judge = Callable[[str, Sequence[Outcome]], list[Figure]]
+
+
+def _share(task: str, name: str, hits: Sequence[bool], goal: float | None = None) -> Figure:
+    return Figure(task, name, float(np.mean(hits)) if len(hits) else 0.0, len(hits), goal=goal)
+
+
+def _mean(task, name, values, unit, goal=None, low=True) -> Figure:
+    return Figure(task, name, float(np.mean(values)), len(values), unit, goal, low)
+
+
+def judge_text_to_image(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    verdicts = [v for o in done for v in judge(o.example.scene, o.picture)]
     return [
-        Verdict(_colour_there(scene, o, picture), _shape_seen(scene, o, picture) == o.shape)
-        for o in scene.objects
+        _share(task, "colour at the named place", [v.colour for v in verdicts], 0.9),
+        _share(task, "shape", [v.shape for v in verdicts], 0.85),
     ]
 
 
-def _colour_there(scene: world.Scene, o: world.Object, picture: np.ndarray) -> bool:
-    """Whether most of the middle of the named place is nearest to the named colour, of all colours of the world."""
-    x, y = _anchor(scene, o)
-    yy, xx = np.mgrid[: scene.height, : scene.width] + 0.5
-    inside = np.hypot(xx - x, yy - y) <= CORE * min(scene.width, scene.height)
-    table = np.array(list(PALETTE.values()), float)
-    seen = np.linalg.norm(picture[inside][:, None].astype(float) - table, axis=-1).argmin(1)
-    return bool((seen == list(PALETTE).index(o.colour)).mean() > 0.5)
+def judge_depth(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    errors = [measures.depth_error(o.example.scene, o.picture) for o in done]
+    return [_mean(task, "mean absolute error of the range", errors, "", 0.05)]
 
 
-def _shape_seen(scene: world.Scene, o: world.Object, picture: np.ndarray) -> str | None:
-    """The shape that the region of the named colour around the named place looks like most, or None."""
-    x, y = _anchor(scene, o)
-    reach = WINDOW * min(scene.width, scene.height)
-    top, left = max(0, round(y - reach)), max(0, round(x - reach))
-    part = picture[top : round(y + reach), left : round(x + reach)].astype(float)
-    others = [
-        world.GROUNDS[scene.ground],
-        *(world.COLOURS[p.colour] for p in scene.objects if p.colour != o.colour),
+def judge_segment(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    table = sum(measures.confusion(o.example.scene, o.picture) for o in done)
+    return [Figure(task, "mean IoU", measures.mean_iou(table), len(done), "", 0.85)]
+
+
+def judge_normals(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    errors = [measures.normal_error(o.example.scene, o.picture) for o in done]
+    return [_mean(task, "mean angle error", errors, "degrees", 10.0)]
+
+
+def _found(task: str, name: str, pairs: Sequence[tuple[int, int]]) -> list[Figure]:
+    hits, total = (sum(column) for column in zip(*pairs, strict=True))
+    return [Figure(task, name, hits / max(total, 1), total, goal=0.85)]
+
+
+def judge_pose(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    pairs = [measures.keypoints_found(o.example.scene, o.picture) for o in done]
+    return _found(task, "keypoints within 4 px", pairs)
+
+
+def judge_detect(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    pairs = [measures.boxes_found(o.example.scene, o.example.objects, o.picture) for o in done]
+    return _found(task, "boxes over IoU 0.6", pairs)
+
+
+def judge_edges(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    scores = []
+    for o in done:
+        truth = maps.map_picture(o.example.scene, o.example.map_kind)
+        scores.append(measures.edge_score(truth[..., 0] > 110, o.picture.mean(-1) > 110))
+    return [_mean(task, "F1 of edge pixels", scores, "", low=False)]
+
+
+def judge_edit(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    told = [o for o in done if o.example.edit is not None]
+    moved = [measures.unrelated_change(o.example.edit, o.picture) for o in told]
+    still = [o for o in done if o.example.edit is None]
+    figures = [
+        _share(task, "edits that land", [measures.lands(o.example.edit, o.picture) for o in told], 0.85),
+        _mean(task, "change of unrelated pixels", [m for m in moved if m is not None], "", 0.05),
     ]
-    away = np.min([np.linalg.norm(part - np.array(c), axis=-1) for c in others], axis=0)
-    mask = np.linalg.norm(part - np.array(world.COLOURS[o.colour]), axis=-1) < away
-    mask = _grown_from(mask, x - left, y - top, CORE * min(scene.width, scene.height))
-    ys, xs = np.nonzero(mask)
-    if len(ys) < 12:
-        return None
-    box = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    rows = (np.arange(TEMPLATE) * box.shape[0]) // TEMPLATE
-    columns = (np.arange(TEMPLATE) * box.shape[1]) // TEMPLATE
-    seen = box[rows][:, columns]
-    overlap = {name: (seen & t).sum() / (seen | t).sum() for name, t in _templates().items()}
-    best = max(overlap, key=overlap.get)
-    return best if overlap[best] > 0.6 else None
+    if still:
+        gains = [measures.psnr(o.picture, o.example.drawn[-1]) for o in still]
+        figures.append(_mean(task, "picture kept when nothing is to change", gains, "dB", low=False))
+    return figures
 
 
-def _grown_from(mask: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
-    """The part of a mask that hangs together with the disc around (x, y)."""
-    yy, xx = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
-    grown = mask & (np.hypot(xx - x, yy - y) <= radius)
-    while True:
-        wider = np.pad(grown, 1)
-        wider = wider[1:-1, 1:-1] | wider[:-2, 1:-1] | wider[2:, 1:-1] | wider[1:-1, :-2] | wider[1:-1, 2:]
-        wider &= mask
-        if (wider == grown).all():
-            return grown
-        grown = wider
+def judge_control(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    ious = [measures.shape_iou(o.example.scene, o.picture) for o in done]
+    verdicts = [v for o in done for v in judge(o.example.scene, o.picture)]
+    return [
+        _mean(task, "IoU of shapes with the given map", ious, "", 0.8, low=False),
+        _share(task, "colour as told", [v.colour for v in verdicts]),
+    ]
 
 
-def _anchor(scene: world.Scene, o: world.Object) -> tuple[float, float]:
-    fx, fy = world.PLACES[o.place]
-    return fx * scene.width, fy * scene.height
+def judge_pair(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    verdicts = [v for o in done for v in judge(o.example.scene, (o.panels or (o.picture,))[0])]
+    fits = [
+        measures.agreement(o.example.map_kind, o.panels[0], o.panels[1]) if o.panels else 0.0 for o in done
+    ]
+    return [
+        _share(task, "colour at the named place", [v.colour for v in verdicts]),
+        _share(task, "shape", [v.shape for v in verdicts]),
+        _mean(task, "map fits the picture drawn with it (IoU or F1)", fits, "", low=False),
+    ]
 
 
-@cache
-def _templates() -> dict[str, np.ndarray]:
-    """Each shape as a mask filling its box."""
-    out = {}
-    steps = np.linspace(-1.2, 1.2, 241)
-    for name in world.SHAPES:
-        mask = world.signed_distance(name, steps, steps[:, None], 1.0) < 0
-        ys, xs = np.nonzero(mask)
-        box = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-        rows = (np.arange(TEMPLATE) * box.shape[0]) // TEMPLATE
-        columns = (np.arange(TEMPLATE) * box.shape[1]) // TEMPLATE
-        out[name] = box[rows][:, columns]
+def judge_subject(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    kept = []
+    for o in done:
+        every = dict(zip(o.example.scene.objects, judge(o.example.scene, o.picture), strict=True))
+        kept += [every[p].colour and every[p].shape for p in o.example.objects]
+    return [_share(task, "colour and shape of the subject kept", kept, 0.85)]
+
+
+def _said(text: str) -> str:
+    return text.strip().rstrip(".").lower()
+
+
+def judge_questions(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    right = [_said(o.text) == _said(o.example.truth[-1]) for o in done]
+    return [_share(task, "answers right", right, 0.85 if task == "second question" else 0.9)]
+
+
+def judge_describe(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    named = [measures.names_every_object(o.example.scene, o.text) for o in done]
+    return [_share(task, "captions that name every object", named, 0.85)]
+
+
+def judge_restore(task: str, done: Sequence[Outcome]) -> list[Figure]:
+    spoiled = [o for o in done if o.example.given[0].tobytes() != o.example.drawn[0].tobytes()]
+    gains = [
+        measures.psnr(o.picture, o.example.drawn[0]) - measures.psnr(o.example.given[0], o.example.drawn[0])
+        for o in spoiled
+    ]
+    told = [f"degradation: {o.example.degradation.words}." in o.text.lower() for o in done]
+    named = [measures.names_every_object(o.example.scene, o.text) for o in done]
+    return [
+        _mean(task, "PSNR over bicubic", gains, "dB", 2.0, low=False),
+        _share(task, "degradation named right", told, 0.8),
+        _share(task, "content: every object named", named),
+    ]
+
+
+JUDGES: dict[str, Judge] = {
+    "text_to_image": judge_text_to_image,
+    "depth": judge_depth,
+    "segment": judge_segment,
+    "normals": judge_normals,
+    "pose": judge_pose,
+    "detect": judge_detect,
+    "edit": judge_edit,
+    "control": judge_control,
+    "describe": judge_describe,
+    "question": judge_questions,
+    "second question": judge_questions,
+    "restore": judge_restore,
+    "depth_panel": judge_depth,
+    "canny_panel": judge_edges,
+    "hed_panel": judge_edges,
+    "pose_panel": judge_pose,
+    "edit_panel": judge_edit,
+    "subject": judge_subject,
+    "subject_described": judge_subject,
+    **{f"pair_{kind}": judge_pair for kind in ("depth", "canny", "hed", "pose")},
+    **{f"control_{kind}": judge_control for kind in ("depth", "canny", "hed", "pose")},
+}
+
+
+def evaluate(
+    model: Model,
+    pools: Sequence[tuple[str, Size]],
+    count: int,
+    settings: Callable[[str], Sampling],
+    report: Callable[[str, int], object] = lambda kind, done: None,
+) -> list[Figure]:
+    """Figures of every kind among `pools` (kind, size), `count` held-out examples each, sizes in turn.
+
+    `settings` gives the sampling settings of a task; example n is drawn with its seed + n. `report(kind, examples)`
+    is told what was drawn.
+    """
+    if count < 1:
+        raise InputError("There is nothing to judge: the number of captions must be at least 1.")
+    figures = []
+    for kind in dict.fromkeys(kind for kind, _ in pools):
+        sizes = [size for other, size in pools if other == kind]
+        numbers = {size: [n for n in range(count) if n % len(sizes) == i] for i, size in enumerate(sizes)}
+        done = []
+        for size, mine in numbers.items():
+            for first in range(0, len(mine), AT_ONCE):
+                part = mine[first : first + AT_ONCE]
+                done += outcomes(model, [example(kind, "held-out", n, size) for n in part], part, settings)
+                report(kind, len(part))
+        figures += JUDGES[kind](kind, done)
+    return figures
+
+
+def settings_of(model: Model, task: str, given: Sampling) -> Sampling:
+    """`given` with the settings the checkpoint names for a task."""
+    own = model.sampling.get("tasks", {}).get(task, {})
+    return replace(given, **{f.name: own[f.name] for f in fields(Sampling) if f.name in own})
+
+
+def outcomes(
+    model: Model, examples: Sequence[Example], numbers: Sequence[int], settings: Callable[[str], Sampling]
+) -> Iterator[Outcome]:
+    """What the model makes of examples of one kind and size."""
+    sampling = settings(examples[0].task)
+    prompts = prompts_of(model, examples)
+    drawn = answer_many(model, prompts, [sampling.seed + n for n in numbers], sampling)
+    for e, prompt, answer in zip(examples, prompts, drawn, strict=True):
+        yield Outcome(e, panels_of(model, prompt, answer), model.tokenizer.decode(list(answer.words)))
+
+
+def prompts_of(model: Model, examples: Sequence[Example]) -> list[Prompt]:
+    """The prompts the library makes of examples; pictures are encoded at their own size."""
+    codes = picture_codes(model.vq, [p for e in examples for p in e.given])
+    out = []
+    for e in examples:
+        entry = model.family.templates[e.task]
+        if entry.expects == "image" and not e.given:
+            out.append(model.prompt(e.text, task=e.task, size=e.size))
+            continue
+        grids = [TokenGrid(codes[p.tobytes()], model.family.id) for p in e.given]
+        h, w = e.size[1] // UNIT, e.size[0] // UNIT
+        if entry.given_panel:
+            question = fill(entry.text, e.text, (h * entry.panels, w), e.subject or entry.subject)
+            prompt = model.family.compose_open(model, question, grids[0], task=e.task, panels=entry.panels)
+            out.append(prompt)
+            continue
+        question = fill(entry.text, e.text, None)
+        turns, units = [*e.earlier, question, None], (h, w) if e.drawn else None
+        out.append(model.family.compose(model, turns, grids, task=e.task, expects=_expects(e), units=units))
     return out
 
 
-@dataclass(frozen=True)
-class Score:
-    """Shares of objects judged right, over held-out captions."""
+def _expects(e: Example) -> str:
+    if not e.drawn:
+        return "text"
+    return "text_then_image" if e.truth else "image"
 
-    captions: int
-    objects: int
+
+@torch.inference_mode()
+def panels_of(model: Model, prompt: Prompt, answer: Drawn) -> tuple[np.ndarray, ...]:
+    """The pictures of an answer, panel by panel, decoded as the library does."""
+    if answer.codes is None:
+        return ()
+    parts = answer.codes.chunk(prompt.panels, 0)
+    return tuple(model.decode(codes) for codes in parts)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How well the image tokenizer alone does: PSNR in dB of held-out pictures, and what the judge sees through it."""
+
+    psnr: float
     colour: float
     shape: float
 
-    def lines(self) -> list[str]:
-        return [
-            f"{self.captions} held-out captions, {self.objects} objects",
-            f"colour at the named place: {self.colour:.1%}",
-            f"shape right: {self.shape:.1%}",
-        ]
 
-
-def evaluate_text_to_image(
-    model: Model,
-    sampling: Sampling,
-    sizes: tuple[tuple[int, int], ...],
-    captions: int = 200,
-    report: Callable[[int, int], None] | None = None,
-) -> Score:
-    """Draws held-out captions, sizes in turn, caption n with seed `sampling.seed` + n, and judges every object."""
-    verdicts: list[Verdict] = []
-    for n in range(captions):
-        width, height = sizes[n % len(sizes)]
-        scene = world.scene("held-out", n, width, height)
-        verdicts += judge(scene, draw(model, world.caption(scene), (width, height), sampling, n))
-        if report:
-            report(n + 1, captions)
-    return score(captions, verdicts)
-
-
-def evaluate_tokenizer(
-    model: Model, sizes: tuple[tuple[int, int], ...], pictures: int = 200
-) -> tuple[float, Score]:
-    """PSNR in dB of held-out pictures through the image tokenizer, and the judge's score of them: the ceiling."""
-    from PIL import Image
-
+def evaluate_tokenizer(model: Model, sizes: Sequence[Size], pictures: int = 200) -> Ceiling:
+    """The image tokenizer on held-out pictures, without the transformer."""
     errors, verdicts = [], []
     for n in range(pictures):
         scene = world.scene("held-out", n, *sizes[n % len(sizes)])
         truth = world.picture(scene)
         rebuilt = model.decode(model.encode(Image.fromarray(truth)).codes)
-        errors.append(np.square(rebuilt.astype(float) - truth).mean())
+        errors.append(measures.psnr(rebuilt, truth))
         verdicts += judge(scene, rebuilt)
-    psnr = float(np.mean([10 * np.log10(255**2 / e) for e in errors]))
-    return psnr, score(pictures, verdicts)
-
-
-def score(captions: int, verdicts: list[Verdict]) -> Score:
-    if not verdicts:
-        raise InputError("There is nothing to judge: the number of captions must be at least 1.")
     colour, shape = (float(np.mean([getattr(v, k) for v in verdicts])) for k in ("colour", "shape"))
-    return Score(captions, len(verdicts), colour, shape)
+    return Ceiling(float(np.mean(errors)), colour, shape)
 
 
-def draw(model: Model, caption: str, size: tuple[int, int], sampling: Sampling, number: int) -> np.ndarray:
-    """The picture (H, W, 3) that the model draws of a caption."""
-    from dataclasses import replace
+def ceilings(kinds: Sequence[tuple[str, Size]], model: Model, count: int) -> list[Figure]:
+    """The figures the judges would give if every picture wanted were drawn perfectly: the image tokenizer's limit."""
+    figures = []
+    for kind, size in kinds:
+        done = []
+        for n in range(count):
+            e = example(kind, "held-out", n, size)
+            if e.drawn:
+                codes = picture_codes(model.vq, list(e.drawn))
+                panels = tuple(model.decode(codes[p.tobytes()]) for p in e.drawn)
+                words = e.truth[-1] if e.truth else ""
+                done.append(Outcome(e, panels, words))
+        if done:
+            figures += JUDGES[kind](kind, done)
+    return figures
 
-    prompt = model.prompt(caption, size=size)
-    events = generate(
-        model.transformer, model.vocabulary, prompt, replace(sampling, seed=sampling.seed + number)
-    )
-    return next(model.decode(e.grid.codes) for e in events if isinstance(e, PictureFinished))
+
+def table(figures: Sequence[Figure], limits: Sequence[Figure] = ()) -> list[str]:
+    """The figures as the lines of a Markdown table, with the image tokenizer's limits where they are known."""
+    most = {(f.task, f.name): f for f in limits}
+    lines = ["| task | measured | result | goal | image tokenizer alone |", "|---|---|---|---|---|"]
+    for f in figures:
+        limit = most.get((f.task, f.name))
+        mark = {True: " (met)", False: " (missed)", None: ""}[f.met]
+        lines.append(
+            f"| {f.task.replace('_', ' ')} | {f.name}, {f.count} | {f.shown}{mark} | {f.goal_shown} | "
+            f"{limit.shown if limit else ''} |"
+        )
+    return lines

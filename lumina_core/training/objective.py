@@ -35,6 +35,16 @@ def cross_entropy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(scores[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE)
 
 
+def predicting(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states (N, hidden) of (B, T, hidden) that predict a label, and those labels (N,).
+
+    Scores are then computed for these alone; a prompt takes no pass through the output head.
+    """
+    following = labels[:, 1:]
+    learned = following != IGNORE
+    return hidden[:, :-1][learned], following[learned]
+
+
 def z_loss(scores: torch.Tensor, labels: torch.Tensor, shifted: bool = True) -> torch.Tensor:
     """Mean square of logsumexp(scores) over the places that predict a label.
 

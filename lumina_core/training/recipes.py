@@ -1,31 +1,27 @@
-"""What each bundled checkpoint is made of, and the one command that makes it."""
+"""What each bundled checkpoint is made of: data, sizes, tasks and their weights, settings of training."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-import torch
+from torch import nn
 
-from ..errors import InputError
-from ..families import Model, load
+from ..families.base import Family
+from ..families.mgpt1 import Mgpt1
 from ..families.mgpt2 import Mgpt2
-from ..files import write_whole
-from ..prompts import NO_SIZE, TEXT_TO_IMAGE
-from ..text import Tokenizer
-from ..transformer import Transformer, TransformerConfig
+from ..families.pure import Pure
 from ..vq.blocks import VQConfig
+from ..vq.chameleon import ChameleonVQ
+from ..vq.llamagen import LlamaGenVQ
 from ..vq.movq import MoVQ
-from . import world
-from .pictures import encode_world
-from .runner import Stage
-from .tokenizer import tokenizer_config, train_tokenizer
-from .transformer import Language, Phase, TransformerRecipe, initialise, train_transformer
-from .vq import VQRecipe, train_vq
+from .batches import Phase
+from .dataset import Pool
+from .transformer import TransformerRecipe
+from .vq import VQRecipe
 
 SQUARE, WIDE, TALL = (64, 64), (96, 64), (64, 96)
+BIG_SQUARE, BIG_WIDE, BIG_TALL = (128, 128), (160, 96), (96, 160)
 
 
 @dataclass(frozen=True)
@@ -33,9 +29,12 @@ class Recipe:
     """One bundled checkpoint from nothing to its folder."""
 
     name: str
+    family: Family
+    make_vq: Callable[[VQConfig], nn.Module]
+    vq_file: str
     vq: VQConfig
     vq_training: VQRecipe
-    pictures: dict[tuple[int, int], int]  # size -> scenes encoded
+    examples: dict[Pool, int]  # how many of each kind and size are encoded
     words: int
     hidden: int
     intermediate: int
@@ -43,14 +42,116 @@ class Recipe:
     heads: int
     positions: int
     training: TransformerRecipe
+    sampling: Mapping = field(default_factory=dict)  # what a checkpoint this small draws best with
+    more_vq_training: VQRecipe | None = None  # of a tokenizer taken from another checkpoint
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        return tuple(self.pictures)
+        """Panel sizes that pictures are drawn at."""
+        return tuple(dict.fromkeys(size for _, size in self.examples))
 
 
+def _phases(*parts: tuple[int, Mapping[Pool, float]]) -> tuple[Phase, ...]:
+    return tuple(Phase(until, dict(weights)) for until, weights in parts)
+
+
+MGPT1_KINDS = {  # kind -> weight in the mixture
+    "text_to_image": 0.24,
+    "depth": 0.06,
+    "segment": 0.06,
+    "normals": 0.06,
+    "pose": 0.08,
+    "detect": 0.08,
+    "edit": 0.14,
+    "control": 0.08,
+    "describe": 0.08,
+    "question": 0.08,
+    "second question": 0.04,
+}
+SHAPED = ("text_to_image", "depth", "segment", "normals", "pose")  # kinds also made at other aspect ratios
+MGPT1_SQUARE = {(kind, BIG_SQUARE): w for kind, w in MGPT1_KINDS.items()}
+MGPT1_ALL = {
+    **{pool: w * (0.6 if pool[0] in SHAPED else 1.0) for pool, w in MGPT1_SQUARE.items()},
+    **{(kind, size): 0.2 * MGPT1_KINDS[kind] for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+}
+NANO_MGPT1 = Recipe(
+    name="nano-mgpt1",
+    family=Mgpt1(),
+    make_vq=ChameleonVQ,
+    vq_file="vqgan.safetensors",
+    vq=VQConfig(
+        ch=32,
+        ch_mult=(1, 1, 2, 2, 4),
+        num_res_blocks=1,
+        attn_levels=frozenset(),
+        z_channels=32,
+        embed_dim=8,
+        n_embed=1024,
+    ),
+    vq_training=VQRecipe(
+        steps=1700,
+        batch=16,
+        sizes=(BIG_SQUARE, BIG_SQUARE, BIG_WIDE, BIG_SQUARE, BIG_SQUARE, BIG_TALL),
+        maps=("depth", "segmentation", "normals", "pose", "found"),
+        map_share=0.4,
+        crop=64,
+        crop_until=1450,
+    ),
+    examples={
+        **{pool: max(1500, int(24000 * w)) for pool, w in MGPT1_SQUARE.items()},
+        **{(kind, size): 1200 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+    },
+    words=600,
+    hidden=224,
+    intermediate=576,
+    layers=6,
+    heads=7,
+    positions=1024,
+    training=TransformerRecipe(
+        phases=_phases((1400, MGPT1_SQUARE), (3600, MGPT1_ALL)),
+        text_weight=5.0,
+        guided=frozenset({"text_to_image", "control", "edit"}),
+    ),
+    sampling={
+        **{"cfg": 2.0, "temperature": 0.5, "target_size": 128},
+        "tasks": {
+            **{
+                t: {"cfg": 1.0, "temperature": 0.0} for t in ("depth", "segment", "normals", "pose", "detect")
+            },
+            **{t: {"cfg": 1.0, "temperature": 0.0} for t in ("edit", "describe", "chat")},
+            "control": {"cfg": 1.0, "temperature": 0.3},
+        },
+    },
+)
+
+PANEL_MAPS = ("depth", "canny", "hed", "pose")
+MGPT2_KINDS = {
+    "text_to_image": 0.2,
+    **{f"pair_{kind}": 0.05 for kind in PANEL_MAPS},
+    **{f"control_{kind}": 0.05 for kind in PANEL_MAPS},
+    **{f"{kind}_panel": 0.05 for kind in PANEL_MAPS},
+    "subject": 0.04,
+    "subject_described": 0.04,
+    "edit_panel": 0.14,
+}
+MGPT2_SMALL = {(kind, SQUARE): w for kind, w in MGPT2_KINDS.items()}
+MGPT2_ALL = {
+    **MGPT2_SMALL,
+    **{("text_to_image", size): 0.08 for size in (WIDE, TALL)},
+    **{(f"{kind}_panel", size): 0.008 for kind in PANEL_MAPS for size in (WIDE, TALL)},
+    **{("edit_panel", size): 0.02 for size in (WIDE, TALL)},
+}
+MGPT2_VQ = VQRecipe(
+    steps=1450,
+    batch=20,
+    sizes=(SQUARE, SQUARE, WIDE, SQUARE, SQUARE, TALL),
+    maps=("depth", "hed", "canny", "pose"),
+)
 NANO_MGPT2 = Recipe(
     name="nano-mgpt2",
+    family=Mgpt2(),
+    make_vq=MoVQ,
+    vq_file="movqgan.safetensors",
     vq=VQConfig(
         ch=32,
         ch_mult=(1, 1, 2, 2),
@@ -60,137 +161,68 @@ NANO_MGPT2 = Recipe(
         embed_dim=4,
         n_embed=512,
     ),
-    vq_training=VQRecipe(steps=1450, batch=20, sizes=(SQUARE, SQUARE, WIDE, SQUARE, SQUARE, TALL)),
-    pictures={SQUARE: 24000, WIDE: 12000, TALL: 12000},
-    words=400,
+    vq_training=MGPT2_VQ,
+    more_vq_training=VQRecipe(
+        steps=400,
+        batch=16,
+        lr=7e-4,
+        sizes=MGPT2_VQ.sizes,
+        maps=MGPT2_VQ.maps,
+        map_share=0.6,
+        frozen_codes=True,
+    ),
+    examples={
+        **{pool: 2500 if pool[1] == SQUARE else 1000 for pool in MGPT2_ALL},
+        **{("text_to_image", size): 8000 if size == SQUARE else 3000 for size in (SQUARE, WIDE, TALL)},
+        ("edit_panel", SQUARE): 8000,
+    },
+    words=700,
     hidden=224,
     intermediate=576,
     layers=5,
     heads=7,
     positions=1024,
     training=TransformerRecipe(
-        phases=(
-            Phase(900, {SQUARE: 1.0}),
-            Phase(4600, {SQUARE: 0.5, WIDE: 0.25, TALL: 0.25}),
-        ),
+        phases=_phases((2200, MGPT2_ALL)),
+        guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
     ),
+    sampling={
+        **{"cfg": 2.0, "temperature": 0.5, "target_size": 64},
+        "tasks": {
+            **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
+            "edit": {"cfg": 1.0, "temperature": 0.0},
+            **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.3} for kind in PANEL_MAPS},
+        },
+    },
 )
-RECIPES = {r.name: r for r in (NANO_MGPT2,)}
 
-
-def corpus() -> list[str]:
-    """Prompts of the world: what the small tokenizer learns its words from."""
-    sizes = (SQUARE, WIDE, TALL, (96, 96), (128, 64), (64, 128))
-    captions = [world.caption(world.scene("train", n, 64, 64)) for n in range(2000)]
-    sized = [
-        TEXT_TO_IMAGE.text.format(width=w, height=h, prompt=text)
-        for text, (w, h) in zip(captions, sizes * (len(captions) // len(sizes) + 1), strict=False)
-    ]
-    return sized + [NO_SIZE.format(prompt=text) for text in captions[:200]]
-
-
-def train(name: str, folder: Path, report: Callable[[str], None]) -> Path:
-    """Trains a bundled checkpoint in `folder`, going on where an earlier call stopped; returns the finished folder."""
-    if name not in RECIPES:
-        raise InputError(f"There is no recipe '{name}'; there is {', '.join(RECIPES)}.")
-    recipe = RECIPES[name]
-    folder.mkdir(parents=True, exist_ok=True)
-    vq = new_vq(recipe)
-    train_vq(vq, recipe.vq_training, Stage(folder, "vq", report))
-    vq.requires_grad_(False).eval()
-    pictures = encode_world(vq, recipe.pictures, folder / "pictures.pt", report)
-    words = tokenizer_text(recipe, folder / "tokenizer.json")
-    transformer = new_transformer(recipe, words)
-    language = language_of(recipe, words)
-    out = folder / recipe.name
-    train_transformer(
-        transformer,
-        recipe.training,
-        pictures,
-        language,
-        Stage(folder, "transformer", report),
-        on_save=lambda model: export(recipe, words, model, vq, out),
-    )
-    export(recipe, words, transformer, vq, out)
-    report(f"finished: {out}")
-    return out
-
-
-def new_vq(recipe: Recipe) -> MoVQ:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.vq_training.seed)
-        return MoVQ(recipe.vq)
-
-
-def tokenizer_text(recipe: Recipe, file: Path) -> str:
-    """The text of the checkpoint's `tokenizer.json`, made once and kept in `file`."""
-    if not file.exists():
-        text = train_tokenizer(corpus(), recipe.words, recipe.vq.n_embed)
-        write_whole(file, lambda part: part.write_text(text, "utf-8"))
-    return file.read_text("utf-8")
-
-
-def new_transformer(recipe: Recipe, words: str) -> Transformer:
-    model = Transformer(TransformerConfig(**transformer_sizes(recipe, words)))
-    initialise(model, recipe.training.seed)
-    return model
-
-
-def transformer_sizes(recipe: Recipe, words: str) -> dict:
-    return {
-        "vocab_size": len(Tokenizer(words, {}).names()),
-        "hidden_size": recipe.hidden,
-        "intermediate_size": recipe.intermediate,
-        "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads,
-        "num_key_value_heads": recipe.heads,
-        "max_position_embeddings": recipe.positions,
-    }
-
-
-def config_json(recipe: Recipe, words: str) -> dict:
-    """The `config.json` of the exported folder, with upstream's keys."""
-    config = asdict(TransformerConfig(**transformer_sizes(recipe, words)))
-    return {
-        "architectures": ["ChameleonXLLMXForConditionalGeneration"],
-        "model_type": "chameleon",
-        "torch_dtype": "float16",
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "mask_image_logits": False,
-        "sampling": {"cfg": 2.0, "temperature": 0.5},  # what a checkpoint this small draws best with
-        **config,
-    }
-
-
-def language_of(recipe: Recipe, words: str) -> Language:
-    from ..families.base import Source
-
-    tokenizer = Tokenizer(words, json.loads(tokenizer_config()))
-    source = Source(Path(recipe.name), config_json(recipe, words), tokenizer, {}, ())
-    return Language(tokenizer, Mgpt2().vocabulary(source, recipe.vq.n_embed))
-
-
-def export(recipe: Recipe, words: str, transformer: Transformer, vq: MoVQ, folder: Path) -> None:
-    """Writes the checkpoint in upstream's layout, weights in float16; each file appears whole."""
-    from safetensors.torch import save
-
-    def tensors(module: torch.nn.Module) -> bytes:
-        return save(
-            {k: v.detach().half().contiguous() for k, v in module.state_dict().items()}, {"format": "pt"}
-        )
-
-    files = {
-        "config.json": (json.dumps(config_json(recipe, words), indent=1) + "\n").encode(),
-        "tokenizer.json": words.encode(),
-        "tokenizer_config.json": tokenizer_config().encode(),
-        "model.safetensors": tensors(transformer),
-        "movqgan.safetensors": tensors(vq),
-    }
-    for file, content in files.items():
-        write_whole(folder / file, lambda part, content=content: part.write_bytes(content))
-
-
-def trained(folder: Path, name: str) -> Model:
-    """The exported checkpoint of a training folder."""
-    return load(folder / name)
+NANO_PURE = Recipe(
+    name="nano-pure",
+    family=Pure(),
+    make_vq=LlamaGenVQ,
+    vq_file="vq_ds8.safetensors",
+    vq=VQConfig(
+        ch=32,
+        ch_mult=(1, 1, 2, 2),
+        num_res_blocks=1,
+        attn_levels=frozenset({3}),
+        z_channels=32,
+        embed_dim=8,
+        n_embed=512,
+    ),
+    vq_training=VQRecipe(steps=1500, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.45),
+    examples={("restore", SQUARE): 24000},
+    words=450,
+    hidden=192,
+    intermediate=512,
+    layers=5,
+    heads=6,
+    positions=1024,
+    training=TransformerRecipe(
+        phases=_phases((2400, {("restore", SQUARE): 1.0})),
+        text_weight=3.0,
+        guided=frozenset({"restore"}),
+    ),
+    sampling={"cfg": 1.0, "temperature": 0.0, "target_size": 64},
+)
+RECIPES = {r.name: r for r in (NANO_MGPT1, NANO_MGPT2, NANO_PURE)}

@@ -1,7 +1,6 @@
-"""Trains the transformer on token sequences as upstream does: loss on the answer only, z-loss, dropped captions.
+"""Trains the transformer on token sequences as upstream does: loss on the answer only, z-loss, dropped prompts.
 
-FP-SFT in small (arXiv 2408.02657): one low resolution first, then several aspect ratios. Sequences are those of
-Lumina-mGPT 2.0: 10 % bare pictures for the unconditional row, 10 % of prompts without a size.
+FP-SFT and Omni-SFT in small (arXiv 2408.02657): one low resolution and few tasks first, then all of them.
 """
 
 from __future__ import annotations
@@ -10,27 +9,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ..prompts import IGNORE, NO_SIZE, TEXT_TO_IMAGE, encode_conversation
-from ..text import Tokenizer
 from ..transformer import Transformer
 from ..unirep import Vocabulary
-from . import world
-from .objective import collate, cross_entropy, z_loss
-from .pictures import Item, Pictures
+from .batches import Batches, Phase, Plan
+from .dataset import Dataset
+from .muon import Muon
+from .objective import predicting
 from .runner import Stage
+from .sequences import Language
 from .vq import learning_rate
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of training: it lasts until step `until`; a batch has one size, drawn with these weights."""
-
-    until: int
-    sizes: dict[tuple[int, int], float]
 
 
 @dataclass(frozen=True)
@@ -39,38 +30,25 @@ class TransformerRecipe:
 
     phases: tuple[Phase, ...]
     batch: int = 32
-    lr: float = 1.5e-3
+    lr: float = 1.2e-3
     warmup: int = 100
     weight_decay: float = 0.1
     clip: float = 1.0
     z_loss: float = 1e-5
-    drop_caption: float = 0.1
-    drop_size: float = 0.1
+    text_weight: float = (
+        1.0  # of a text token in the loss; a picture has many more tokens than an answer has words
+    )
+    drop_prompt: float = 0.1
+    guided: frozenset[str] = frozenset({"text_to_image"})  # kinds whose prompt is dropped
     seed: int = 0
 
     @property
     def steps(self) -> int:
         return self.phases[-1].until
 
-
-@dataclass(frozen=True)
-class Language:
-    """What turns a picture with its caption into a training sequence."""
-
-    tokenizer: Tokenizer
-    vocabulary: Vocabulary
-
-    def sequence(self, item: Item, says_size: bool, bare: bool) -> tuple[list[int], list[int]]:
-        """Tokens and labels of a text-to-image item; a bare one is the picture alone, from start to end."""
-        picture = self.vocabulary.encode(item.codes)
-        if bare:
-            return picture, picture
-        wording = TEXT_TO_IMAGE.text if says_size else NO_SIZE
-        s = item.scene
-        question = wording.format(width=s.width, height=s.height, prompt=world.caption(s))
-        prompt = encode_conversation([question, None], [], self.tokenizer, self.vocabulary)
-        answer = [*picture, self.vocabulary.separator]
-        return prompt + answer, [IGNORE] * len(prompt) + answer
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.phases, self.batch, self.drop_prompt, self.guided, self.seed)
 
 
 def initialise(model: Transformer, seed: int) -> None:
@@ -84,67 +62,100 @@ def initialise(model: Transformer, seed: int) -> None:
                 p.normal_(0, 0.02 / (2 * depth) ** 0.5 if small else 0.02, generator=rng)
 
 
-def batch_of(
-    recipe: TransformerRecipe, step: int, pictures: Pictures, language: Language
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and labels (B, T) of one step, padded on the right; a function of the step alone."""
-    rng = np.random.default_rng([recipe.seed, 7, step])
-    phase = next(p for p in recipe.phases if step < p.until)
-    sizes = list(phase.sizes)
-    weights = np.array([phase.sizes[s] for s in sizes])
-    size = sizes[rng.choice(len(sizes), p=weights / weights.sum())]
-    rows = []
-    for number in rng.integers(pictures.count(size), size=recipe.batch):
-        bare, says_size = rng.random() < recipe.drop_caption, rng.random() >= recipe.drop_size
-        rows.append(language.sequence(pictures.item(size, int(number)), says_size, bare))
-    return collate(rows, most=1 << 20)
+def optimisers_of(model: nn.Module, recipe: TransformerRecipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the rest; matrices decay, norms and biases do not."""
+    inside, outside, rest = [], [], []
+    for name, p in model.named_parameters():
+        matrix = p.ndim == 2 and "norm" not in name
+        (rest if not matrix else inside if ".layers." in name else outside).append(p)
+    groups = [
+        {"params": outside, "weight_decay": recipe.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return [
+        Muon(inside, recipe.lr, recipe.weight_decay),
+        torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=True),
+    ]
+
+
+class Losses:
+    """The training loss of batches, and the mean cross entropy of picture and text tokens since the last `read`."""
+
+    def __init__(self, vocabulary: Vocabulary, tokens: int, text_weight: float, z_weight: float, device):
+        v, self.z_weight = vocabulary, z_weight
+        text = torch.ones(tokens, dtype=torch.bool)
+        text[v.code_ids] = False
+        text[[v.image_start, v.image_end, v.row_end, *v.grid.values()]] = False
+        self.is_text = text.to(device)
+        self.weight = torch.where(text, text_weight, 1.0).to(device)
+        self.sums = torch.zeros(2, 2, device=device)  # (picture, text) x (cross entropy, places)
+
+    def __call__(self, model: Transformer, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        hidden, targets = predicting(model(tokens), labels)
+        scores = model.scores(hidden)
+        entropy = F.cross_entropy(scores, targets, reduction="none")
+        weight = self.weight[targets]
+        with torch.no_grad():
+            kind = self.is_text[targets].long()
+            counted = torch.stack([entropy.detach(), torch.ones_like(entropy)], 1)
+            self.sums.index_add_(0, kind, counted)
+        z = scores.logsumexp(-1).square().mean()
+        return (entropy * weight).sum() / weight.sum() + self.z_weight * z
+
+    def read(self) -> dict[str, float]:
+        sums = self.sums.tolist()
+        self.sums.zero_()
+        return {name: s / n for name, (s, n) in zip(("picture", "text"), sums, strict=True) if n}
 
 
 def train_transformer(
     model: Transformer,
     recipe: TransformerRecipe,
-    pictures: Pictures,
+    dataset: Dataset,
     language: Language,
     stage: Stage,
     on_save: Callable[[nn.Module], None] | None = None,
+    device: torch.device | str = "cpu",
 ) -> None:
-    """Trains `model` in place, from where `stage` was left; `on_save` sees it every 500 steps."""
-    decay = [p for n, p in model.named_parameters() if p.ndim == 2 and "norm" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "norm" in n]
-    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=True)
+    """Trains `model` in place, from where `stage` was left; `on_save` sees it every 500 steps.
+
+    On CUDA the passes run in bfloat16 (autocast) and the weights stay float32.
+    """
+    device = torch.device(device)
+    model.to(device)
+    optimisers = optimisers_of(model, recipe)
     first, began = 0, 0.0
     if state := stage.load():
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         first, began = state["step"], state["seconds"]
     start = time.monotonic() - began
 
     def snapshot(done: int) -> dict:
         return {
             "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "step": done,
             "seconds": time.monotonic() - start,
         }
 
+    batches = Batches(recipe.plan, dataset, language)
+    losses = Losses(language.vocabulary, model.config.vocab_size, recipe.text_weight, recipe.z_loss, device)
     model.train()
-    recent = []
     for step in stage.steps(first, recipe.steps, snapshot):
-        tokens, labels = batch_of(recipe, step, pictures, language)
-        for group in optimiser.param_groups:
+        tokens, labels = (t.to(device, non_blocking=True) for t in batches[step])
+        for group in (g for optimiser in optimisers for g in optimiser.param_groups):
             group["lr"] = learning_rate(step, recipe.steps, recipe.lr, recipe.warmup)
-        scores = model.scores(model(tokens))
-        entropy = cross_entropy(scores, labels)
-        loss = entropy + recipe.z_loss * z_loss(scores, labels)
-        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = losses(model, tokens, labels)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimiser.step()
-        recent.append(entropy.item())
+        for optimiser in optimisers:
+            optimiser.step()
         if (step + 1) % 50 == 0:
-            stage.log(step + 1, recipe.steps, time.monotonic() - start, entropy=sum(recent) / len(recent))
-            recent.clear()
+            stage.log(step + 1, recipe.steps, time.monotonic() - start, **losses.read())
         if on_save and (step + 1) % 500 == 0:
             on_save(model)
     model.eval()

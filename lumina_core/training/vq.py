@@ -1,7 +1,7 @@
 """Trains an image tokenizer on the world of shapes: reconstruction, codebook and commitment loss, live codebook.
 
-VQ-VAE (arXiv 1711.00937) with a raw codebook, as MoVQ uses it; codes that nobody chose for a while are moved to
-encoder outputs, which keeps a small codebook in use.
+VQ-VAE (arXiv 1711.00937); codes that nobody chose for a while are moved to encoder outputs, which keeps a small
+codebook in use. With frozen codes only the decoder learns: a transformer trained on the codes stays valid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import world
+from . import degrade, maps, world
+from .dataset import to_network
 from .runner import Stage
 
 
@@ -30,25 +31,45 @@ class VQRecipe:
     commitment: float = 0.25
     revive_every: int = 50
     sizes: tuple[tuple[int, int], ...] = ((64, 64),)
-    map_share: float = 0.25  # part of a batch that shows dense maps instead of pictures
+    maps: tuple[str, ...] = ("depth", "segmentation", "normals", "hed")
+    map_share: float = 0.25  # part of a batch that shows maps instead of pictures
+    spoiled_share: float = 0.0  # part of a batch that shows degraded pictures
+    crop: int = (
+        0  # pixels a side of the squares cut from the pictures until `crop_until`; cheaper than whole ones
+    )
+    crop_until: int = 0
+    frozen_codes: bool = False  # only what stands behind the codes is trained
     seed: int = 0
 
 
-def to_network(pictures: np.ndarray) -> torch.Tensor:
-    """Bytes (B, H, W, 3) to floats (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1
-
-
 def batch_of(recipe: VQRecipe, step: int) -> torch.Tensor:
-    """Training pictures of one step; a function of the step alone."""
+    """Training pictures (B, 3, H, W) of one step; a function of the step alone."""
     width, height = recipe.sizes[step % len(recipe.sizes)]
-    kinds = ("depth", "segmentation", "normals", "edges")
-    maps = int(recipe.batch * recipe.map_share)
+    shown = int(recipe.batch * recipe.map_share)
+    spoiled = shown + int(recipe.batch * recipe.spoiled_share)
+    rng = np.random.default_rng([recipe.seed, 11, step])
+    cut = recipe.crop if step < recipe.crop_until else 0
     out = []
     for i in range(recipe.batch):
         s = world.scene("train", step * recipe.batch + i, width, height)
-        out.append(world.map_picture(s, kinds[(step + i) % len(kinds)]) if i < maps else world.picture(s))
+        if i < shown:
+            picture = picture_of_kind(s, recipe.maps[(step + i) % len(recipe.maps)], rng)
+        else:
+            picture = world.picture(s)
+            if i < spoiled:
+                picture = degrade.spoil(picture, degrade.draw(rng), rng)
+        if cut:
+            top, left = rng.integers(height - cut + 1), rng.integers(width - cut + 1)
+            picture = picture[top : top + cut, left : left + cut]
+        out.append(picture)
     return to_network(np.stack(out))
+
+
+def picture_of_kind(s: world.Scene, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """A map of the scene, or with "found" the boxes of a random part of its objects."""
+    if kind == "found":
+        return maps.found(s, tuple(o for o in s.objects if rng.random() < 0.7) or s.objects[:1])
+    return maps.map_picture(s, kind)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -63,7 +84,7 @@ def losses(
     vq: nn.Module, pixels: torch.Tensor, commitment: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Training loss, mean squared error of the reconstruction, and the codes chosen."""
-    z = vq.prequant(pixels)
+    z = vq.quantize.matched(vq.prequant(pixels))
     codes = vq.quantize.nearest(z.detach())
     zq = vq.quantize.lookup(codes)
     straight = z + (zq - z).detach()
@@ -78,23 +99,34 @@ def revive(vq: nn.Module, used: torch.Tensor, pixels: torch.Tensor, rng: torch.G
     """Moves the codes nobody chose onto encoder outputs of this batch; returns how many."""
     dead = (used == 0).nonzero().flatten()
     if len(dead):
-        z = vq.prequant(pixels).movedim(1, -1).reshape(-1, vq.config.embed_dim)
-        pick = torch.randint(len(z), (len(dead),), generator=rng)
-        noise = torch.randn(len(dead), z.shape[1], generator=rng) * 0.01
+        z = vq.quantize.matched(vq.prequant(pixels)).movedim(1, -1).reshape(-1, vq.config.embed_dim)
+        pick = torch.randint(len(z), (len(dead),), generator=rng).to(z.device)
+        noise = torch.randn(len(dead), z.shape[1], generator=rng).to(z.device) * 0.01
         vq.quantize.embedding.weight[dead] = z[pick] + noise
     return len(dead)
 
 
-def train_vq(vq: nn.Module, recipe: VQRecipe, stage: Stage) -> None:
-    """Trains `vq` in place, from where `stage` was left."""
-    vq.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
-    optimiser = torch.optim.Adam(vq.parameters(), lr=recipe.lr, betas=(0.9, 0.95))
+def freeze_codes(vq: nn.Module) -> None:
+    """Leaves only the decoder and the convolution before it to learn."""
+    vq.requires_grad_(False)
+    vq.decoder.requires_grad_(True)
+    vq.post_quant_conv.requires_grad_(True)
+
+
+def train_vq(vq: nn.Module, recipe: VQRecipe, stage: Stage, device: torch.device | str = "cpu") -> None:
+    """Trains `vq` in place, from where `stage` was left, and leaves it on `device`."""
+    vq.to(device, memory_format=torch.channels_last)  # a fifth faster on a CPU
+    if recipe.frozen_codes:
+        freeze_codes(vq)
+    learning = [p for p in vq.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(learning, lr=recipe.lr, betas=(0.9, 0.95))
     used = torch.zeros(vq.config.n_embed)
     first, began = 0, 0.0
     if state := stage.load():
         vq.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         used, first, began = state["used"], state["step"], state["seconds"]
+    used = used.to(device)
     start = time.monotonic() - began
 
     def snapshot(done: int) -> dict:
@@ -108,22 +140,22 @@ def train_vq(vq: nn.Module, recipe: VQRecipe, stage: Stage) -> None:
 
     recent = []
     for step in stage.steps(first, recipe.steps, snapshot):
-        pixels = batch_of(recipe, step)
+        pixels = batch_of(recipe, step).to(device, memory_format=torch.channels_last)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe.steps, recipe.lr, recipe.warmup)
         loss, mse, codes = losses(vq, pixels, recipe.commitment)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vq.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
         used += torch.bincount(codes.flatten(), minlength=len(used))
-        recent.append(mse.item())
+        recent.append(mse)
         if (step + 1) % recipe.revive_every == 0:
             dead = 0
-            if step < 0.8 * recipe.steps:
+            if step < 0.8 * recipe.steps and not recipe.frozen_codes:
                 dead = revive(vq, used, pixels, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
             used.zero_()
-            psnr = 10 * math.log10(4 / (sum(recent) / len(recent)))
+            psnr = 10 * math.log10(4 / torch.stack(recent).mean().item())
             stage.log(
                 step + 1, recipe.steps, time.monotonic() - start, psnr=psnr, dead=dead, loss=loss.item()
             )

@@ -93,12 +93,13 @@ def scene(split: str, number: int, width: int, height: int) -> Scene:
             y=fy * height + rng.uniform(-JITTER, JITTER) * side,
             radius=rng.uniform(*RADII[size]) * side,
         )
-        if all(_apart(candidate, other) for other in objects):
+        if all(apart(candidate, other) for other in objects):
             objects.append(candidate)
     return Scene(width, height, ground, tuple(objects), tuple(bool(rng.random() < 0.4) for _ in objects))
 
 
-def _apart(a: Object, b: Object) -> bool:
+def apart(a: Object, b: Object) -> bool:
+    """Whether two objects of a scene have different names and places and do not touch."""
     distinct = (a.shape, a.colour) != (b.shape, b.colour) and a.place != b.place
     return distinct and max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius + 1
 
@@ -199,13 +200,3 @@ def edges(s: Scene) -> np.ndarray:
             out, np.clip(1.5 - abs(signed_distance(o.shape, dx - o.x, dy - o.y, o.radius)), 0, 1)
         )
     return out
-
-
-def map_picture(s: Scene, kind: str) -> np.ndarray:
-    """A dense map as the bytes (H, W, 3) a model draws: "depth", "segmentation", "normals" or "edges"."""
-    if kind == "segmentation":
-        return segmentation(s)
-    if kind == "normals":
-        return (normals(s) * 127.5 + 128).clip(0, 255).astype(np.uint8)
-    grey = {"depth": depth, "edges": edges}[kind](s)
-    return np.repeat((grey * 255 + 0.5).astype(np.uint8)[..., None], 3, -1)

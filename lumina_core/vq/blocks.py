@@ -284,6 +284,10 @@ class Codebook(nn.Module):
             codes.append(distance.argmin(1))
         return torch.cat(codes).view(z.shape[0], *z.shape[-2:])
 
+    def matched(self, z: torch.Tensor) -> torch.Tensor:
+        """Encoder outputs (B, D, h, w) as they are held against the table."""
+        return z
+
     def vectors(self, device: torch.device) -> torch.Tensor:
         # A partial load may leave this table on another device.
         return self.embedding.weight.to(device)

@@ -169,7 +169,10 @@ class UnitCodebook(Codebook):
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
         """Index of the nearest code by direction: (B, D, h, w) to (B, h, w)."""
-        return super().nearest(F.normalize(z.float(), dim=1))
+        return super().nearest(self.matched(z.float()))
+
+    def matched(self, z: torch.Tensor) -> torch.Tensor:
+        return F.normalize(z, dim=1)
 
     def vectors(self, device: torch.device) -> torch.Tensor:
         return F.normalize(super().vectors(device), dim=-1)

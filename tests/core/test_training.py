@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from lumina_core import PictureFinished, Sampling, generate, load
+from lumina_core import InputError, PictureFinished, Sampling, generate, load
 from lumina_core.prompts import IGNORE
-from lumina_core.training import recipes, world
-from lumina_core.training.evaluate import judge, score
-from lumina_core.training.recipes import NANO_MGPT2, SQUARE, WIDE
-from lumina_core.training.transformer import Phase, TransformerRecipe
+from lumina_core.training import build, recipes, world
+from lumina_core.training.batches import Phase
+from lumina_core.training.examples import Example
+from lumina_core.training.judge import judge
+from lumina_core.training.recipes import NANO_MGPT2, NANO_PURE, SQUARE, WIDE
+from lumina_core.training.transformer import TransformerRecipe
 from lumina_core.training.vq import VQRecipe
 
 SIZES = ((64, 64), (96, 64), (64, 96), (96, 96))
@@ -46,10 +48,12 @@ def test_labels_are_exact(scenes):
         assert np.allclose(np.linalg.norm(world.normals(s), axis=-1), 1, atol=1e-6)
 
 
+def shares(verdicts):
+    return [float(np.mean([getattr(v, k) for v in verdicts])) for k in ("colour", "shape")]
+
+
 def test_the_judge_accepts_every_true_picture(scenes):
-    verdicts = [v for s in scenes for v in judge(s, world.picture(s))]
-    result = score(len(scenes), verdicts)
-    assert (result.colour, result.shape) == (1.0, 1.0)
+    assert shares([v for s in scenes for v in judge(s, world.picture(s))]) == [1.0, 1.0]
 
 
 def test_the_judge_refuses_wrong_colours_shapes_and_other_scenes(scenes):
@@ -62,32 +66,38 @@ def test_the_judge_refuses_wrong_colours_shapes_and_other_scenes(scenes):
         wrong_colour += judge(s, world.picture(replace(s, objects=tuple(recoloured))))
         other = world.scene("held-out", s.width * 1000 + len(s.objects), s.width, s.height)
         other_scene += judge(s, world.picture(other))
-    assert score(1, wrong_shape).shape < 0.02
-    assert score(1, wrong_shape).colour > 0.98
-    assert score(1, wrong_colour).colour == 0.0
-    assert score(1, other_scene).colour < 0.2
+    assert shares(wrong_shape)[1] < 0.02
+    assert shares(wrong_shape)[0] > 0.98
+    assert shares(wrong_colour)[0] == 0.0
+    assert shares(other_scene)[0] < 0.2
+
+
+SMALL = {("text_to_image", SQUARE): 0.5, ("depth_panel", SQUARE): 0.3, ("text_to_image", WIDE): 0.2}
 
 
 def tiny_recipe(vq_steps: int, steps: int):
     return replace(
         NANO_MGPT2,
         vq=replace(NANO_MGPT2.vq, n_embed=32),
-        vq_training=VQRecipe(steps=vq_steps, batch=2, revive_every=2, sizes=(SQUARE, WIDE)),
-        pictures={SQUARE: 6, WIDE: 4},
+        vq_training=VQRecipe(
+            steps=vq_steps, batch=2, revive_every=2, sizes=(SQUARE, WIDE), crop=32, crop_until=2
+        ),
+        more_vq_training=VQRecipe(steps=2, batch=2, sizes=(SQUARE,), frozen_codes=True),
+        examples=dict.fromkeys(SMALL, 6),
         hidden=32,
         intermediate=64,
         layers=1,
         heads=2,
         training=TransformerRecipe(
-            phases=(Phase(2, {SQUARE: 1.0}), Phase(steps, {SQUARE: 0.5, WIDE: 0.5})), batch=3, warmup=2
+            phases=(Phase(2, {("text_to_image", SQUARE): 1.0}), Phase(steps, SMALL)), batch=3, warmup=2
         ),
     )
 
 
-def run(folder, monkeypatch, recipe):
+def run(folder, monkeypatch, recipe, **options):
     monkeypatch.setitem(recipes.RECIPES, recipe.name, recipe)
     lines = []
-    out = recipes.train(recipe.name, folder, lines.append)
+    out = build.train(recipe.name, folder, lines.append, **options)
     return out, lines
 
 
@@ -102,7 +112,7 @@ def test_training_resumed_equals_training_in_one_go_and_the_result_loads(tmp_pat
         pass
 
     def stop_after(stage, count):
-        original = recipes.Stage.steps
+        original = build.Stage.steps
 
         def steps(self, first, total, snapshot):
             inner = original(self, first, total, snapshot)
@@ -118,7 +128,7 @@ def test_training_resumed_equals_training_in_one_go_and_the_result_loads(tmp_pat
 
     for stage, count in (("vq", 3), ("transformer", 1), ("transformer", 2)):
         with monkeypatch.context() as m:
-            m.setattr(recipes.Stage, "steps", stop_after(stage, count))
+            m.setattr(build.Stage, "steps", stop_after(stage, count))
             with pytest.raises(Enough):
                 run(tmp_path / "parts", monkeypatch, tiny_recipe(4, 4))
     parts, _ = run(tmp_path / "parts", monkeypatch, tiny_recipe(4, 4))
@@ -131,32 +141,61 @@ def test_training_resumed_equals_training_in_one_go_and_the_result_loads(tmp_pat
     assert any(isinstance(e, PictureFinished) for e in events)
 
 
-def test_only_the_answer_is_learned_and_bare_pictures_stand_alone(tmp_path):
-    words = recipes.tokenizer_text(NANO_MGPT2, tmp_path / "tokenizer.json")
-    language = recipes.language_of(NANO_MGPT2, words)
+def test_training_goes_on_from_an_earlier_checkpoint_with_other_words(tmp_path, monkeypatch):
+    first, _ = run(tmp_path / "first", monkeypatch, tiny_recipe(2, 3))
+    earlier = load(first)
+    recipe = replace(tiny_recipe(2, 3), words=420)
+    words = build.tokenizer_text(recipe, tmp_path / "tokenizer.json")
+    model = build.new_transformer(recipe, words)
+    tokenizer = build.language_of(recipe, words).tokenizer
+    build.adopt(model, tokenizer, earlier)
+    old, new = earlier.tokenizer.names(), tokenizer.names()
+    assert len(new) != len(old)
+    mine, theirs = model.state_dict(), earlier.transformer.state_dict()
+    for name in ("<racm3:break>", "<MOVQGAN00031>", "a"):
+        for key in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(mine[key][new[name]], theirs[key][old[name]]), name
+    key = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(mine[key], theirs[key])
+
+    second, _ = run(tmp_path / "second", monkeypatch, recipe, start_from=first)
+    assert [load(first).vq.encode(torch.zeros(1, 3, 64, 64)).tolist()] == [
+        load(second).vq.encode(torch.zeros(1, 3, 64, 64)).tolist()
+    ]
+    with pytest.raises(InputError, match="starts from PURE"):
+        run(tmp_path / "third", monkeypatch, replace(NANO_PURE), start_from=first)
+    with pytest.raises(InputError, match="has shape"):
+        run(tmp_path / "fourth", monkeypatch, replace(recipe, hidden=64), start_from=first)
+
+
+@pytest.fixture(scope="module", params=sorted(recipes.RECIPES))
+def language(request, tmp_path_factory):
+    recipe = recipes.RECIPES[request.param]
+    words = build.tokenizer_text(recipe, tmp_path_factory.mktemp("words") / "tokenizer.json")
+    return recipe, words, build.language_of(recipe, words)
+
+
+def test_only_the_answer_is_learned_and_bare_pictures_stand_alone(language):
+    recipe, _, language = language
+    if recipe.family.id != "mgpt2":
+        pytest.skip("the wording without a size is that of 2.0")
     s = world.scene("train", 1, 64, 64)
-    item = recipes_item(s)
-    tokens, labels = language.sequence(item, says_size=True, bare=False)
-    picture = language.vocabulary.encode(item.codes)
+    e = Example("text_to_image", world.caption(s), (64, 64), s, drawn=(world.picture(s),))
+    codes = torch.arange(64).view(8, 8)
+    tokens, labels = language.sequence(e, [], [codes])
+    picture = language.vocabulary.encode(codes)
     answer = [*picture, language.vocabulary.separator]
     assert tokens[-len(answer) :] == answer
     assert labels[-len(answer) :] == answer
     assert set(labels[: -len(answer)]) == {IGNORE}
     assert "64x64" in language.tokenizer.decode(tokens[: -len(answer)])
-    assert "64x64" not in language.tokenizer.decode(language.sequence(item, False, False)[0])
-    assert language.sequence(item, True, bare=True) == (picture, picture)
+    assert "64x64" not in language.tokenizer.decode(language.sequence(e, [], [codes], says_size=False)[0])
+    assert language.bare(tokens, labels) == (picture, picture)
 
 
-def recipes_item(s):
-    from lumina_core.training.pictures import Item
-
-    return Item(s, torch.arange(64).view(8, 8))
-
-
-def test_the_small_tokenizer_gives_text_back_and_names_every_code(tmp_path):
-    words = recipes.tokenizer_text(NANO_MGPT2, tmp_path / "tokenizer.json")
-    language = recipes.language_of(NANO_MGPT2, words)
+def test_the_small_tokenizers_give_text_back_and_name_every_code(language):
+    recipe, words, language = language
     for text in ("a red circle on the left", "Ünïcode, {braces} and\nlines"):
         assert language.tokenizer.decode(language.tokenizer.encode(text)) == text
-    assert len(language.vocabulary.code_ids) == NANO_MGPT2.vq.n_embed
-    assert json.loads(words)["added_tokens"][0]["content"] == "<|endoftext|>"
+    assert len(language.vocabulary.code_ids) == recipe.vq.n_embed
+    assert json.loads(words)["added_tokens"][0]["content"] in ("<|endoftext|>", "<s>")

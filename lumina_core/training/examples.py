@@ -1,0 +1,225 @@
+"""One training or held-out item of every task: the words, the pictures and the truth, before any tokenizer.
+
+Example number n of a task and split is a function of (task, split, n, size) only. Training and judging make the same
+examples; only the split differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..text import IMAGE
+from . import degrade, edits, maps, questions, world
+
+Size = tuple[int, int]  # width, height in pixels, of one panel
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What the user gives and what should come of it.
+
+    `text` fills the template of `task`; `given` are pictures of the question, `answer` the answer's words with a mark
+    for each of its pictures, `drawn` those pictures (the panels from top to bottom where `task` has panels). `earlier`
+    are turns (question, answer) that stand before, in a conversation whose pictures all belong to its first question.
+    """
+
+    task: str
+    text: str
+    size: Size
+    scene: world.Scene
+    given: tuple[np.ndarray, ...] = ()
+    answer: str = IMAGE
+    drawn: tuple[np.ndarray, ...] = ()
+    earlier: tuple[str, ...] = ()
+    subject: str = ""
+    edit: edits.Edit | None = None
+    objects: tuple[world.Object, ...] = ()  # those that are asked for
+    degradation: degrade.Degradation | None = None
+    map_kind: str = ""
+    truth: tuple[str, ...] = field(default=())  # answers of all turns, the last among them
+
+
+Maker = Callable[[world.Scene, np.random.Generator], Example]
+MAKERS: dict[str, Maker] = {}
+
+
+def example(kind: str, split: str, number: int, size: Size) -> Example:
+    """Example `number` of a kind (a key of `MAKERS`) and split at a panel size."""
+    rng = np.random.default_rng([world.SPLITS[split], number, sum(kind.encode()), len(kind)])
+    return MAKERS[kind](world.scene(split, number, *size), rng)
+
+
+def task_of(kind: str) -> str:
+    """The task (a key of the family's templates) that a kind of example is of."""
+    return example(kind, "train", 0, (64, 64)).task
+
+
+def _maker(kind: str) -> Callable[[Maker], Maker]:
+    def add(make: Maker) -> Maker:
+        MAKERS[kind] = make
+        return make
+
+    return add
+
+
+def _size(s: world.Scene) -> Size:
+    return s.width, s.height
+
+
+@_maker("text_to_image")
+def _text_to_image(s: world.Scene, rng: np.random.Generator) -> Example:
+    return Example("text_to_image", world.caption(s), _size(s), s, drawn=(world.picture(s),))
+
+
+def _dense(task: str, kind: str) -> Maker:
+    """Picture in, map out (1.0)."""
+
+    def make(s: world.Scene, rng: np.random.Generator) -> Example:
+        drawn = maps.map_picture(s, kind)
+        return Example(task, "", _size(s), s, (world.picture(s),), drawn=(drawn,), map_kind=kind)
+
+    return make
+
+
+@_maker("detect")
+def _detect(s: world.Scene, rng: np.random.Generator) -> Example:
+    o = s.objects[rng.integers(len(s.objects))]
+    if rng.random() < 0.5:
+        name, objects = f"{o.colour} {o.shape}", (o,)
+    else:
+        name, objects = o.shape, tuple(p for p in s.objects if p.shape == o.shape)
+    return Example(
+        *("detect", name, _size(s), s, (world.picture(s),)),
+        drawn=(maps.found(s, objects),),
+        objects=objects,
+    )
+
+
+def _edit(
+    s: world.Scene, rng: np.random.Generator, still: float
+) -> tuple[str, edits.Edit | None, np.ndarray]:
+    """Instruction, edit and picture after it; nothing is to change with the chance `still`."""
+    if rng.random() < still:
+        return edits.NOTHING, None, world.picture(s)
+    e = edits.edit(s, rng)
+    return e.instruction, e, world.picture(e.after)
+
+
+@_maker("edit")
+def _edit_one(s: world.Scene, rng: np.random.Generator) -> Example:
+    text, e, after = _edit(s, rng, 0.05)
+    return Example("edit", text, _size(s), s, (world.picture(s),), drawn=(after,), edit=e)
+
+
+@_maker("control")
+def _control(s: world.Scene, rng: np.random.Generator) -> Example:
+    kind = ("depth", "segmentation")[rng.integers(2)]
+    given, drawn = maps.map_picture(s, kind), world.picture(s)
+    return Example("control", world.caption(s), _size(s), s, (given,), drawn=(drawn,), map_kind=kind)
+
+
+@_maker("describe")
+def _describe(s: world.Scene, rng: np.random.Generator) -> Example:
+    words = questions.describe(s)
+    return Example("describe", "", _size(s), s, (world.picture(s),), answer=words, truth=(words,))
+
+
+def _chat(double: bool) -> Maker:
+    def make(s: world.Scene, rng: np.random.Generator) -> Example:
+        turns = questions.ask(s, rng, double)
+        # Where nobody places a picture it stands before the question; people also place it behind.
+        placed = f"{turns[0]} {IMAGE}" if rng.random() < 0.3 else f"{IMAGE} {turns[0]}"
+        earlier = (placed, turns[1]) if double else ()
+        last = turns[2] if double else placed
+        return Example(
+            *("chat", last, _size(s), s, (world.picture(s),)),
+            answer=turns[-1],
+            earlier=earlier,
+            truth=turns[1::2],
+        )
+
+    return make
+
+
+@_maker("restore")
+def _restore(s: world.Scene, rng: np.random.Generator) -> Example:
+    d, clean = degrade.draw(rng), world.picture(s)
+    words = degrade.answer(d, questions.describe(s))
+    return Example(
+        *("restore", "", _size(s), s, (degrade.spoil(clean, d, rng),)),
+        answer=words + IMAGE,
+        drawn=(clean,),
+        degradation=d,
+        truth=(words,),
+    )
+
+
+def _pair(kind: str) -> Maker:
+    def make(s: world.Scene, rng: np.random.Generator) -> Example:
+        panels = (world.picture(s), maps.map_picture(s, kind))
+        return Example(f"pair_{kind}", world.caption(s), _size(s), s, drawn=panels, map_kind=kind)
+
+    return make
+
+
+def _control_panel(kind: str) -> Maker:
+    def make(s: world.Scene, rng: np.random.Generator) -> Example:
+        panels = (maps.map_picture(s, kind), world.picture(s))
+        return Example(
+            *(f"control_{kind}", world.caption(s), _size(s), s, panels[:1]), drawn=panels, map_kind=kind
+        )
+
+    return make
+
+
+def _dense_panel(kind: str) -> Maker:
+    def make(s: world.Scene, rng: np.random.Generator) -> Example:
+        panels = (world.picture(s), maps.map_picture(s, kind))
+        return Example(kind, "", _size(s), s, panels[:1], drawn=panels, map_kind=kind)
+
+    return make
+
+
+def _subject(task: str) -> Maker:
+    """One object alone, then the same shape and colour in another scene."""
+
+    def make(s: world.Scene, rng: np.random.Generator) -> Example:
+        o = s.objects[0]
+        grounds = list(world.GROUNDS)
+        alone = replace(
+            o, place="in the center", x=s.width / 2, y=s.height / 2, radius=0.26 * min(s.width, s.height)
+        )
+        shown = world.Scene(s.width, s.height, str(rng.choice(grounds)), (alone,), (False,))
+        first, *others = world.caption(replace(s, says_size=(False,) * len(s.objects))).split(
+            f" {o.place}", 1
+        )
+        words = f"the object {o.place}{others[0]}"
+        named = f"{edits.article(o.colour)} {o.colour} {o.shape}"
+        told = named if task == "subject_described" and rng.random() < 0.5 else ""
+        panels = (world.picture(shown), world.picture(s))
+        return Example(*(task, words, _size(s), s, panels[:1]), drawn=panels, subject=told, objects=(o,))
+
+    return make
+
+
+@_maker("edit_panel")
+def _edit_panel(s: world.Scene, rng: np.random.Generator) -> Example:
+    text, e, after = _edit(s, rng, 0.04)
+    before = world.picture(s)
+    # The wording of the task closes the instruction with a full stop of its own.
+    return Example("edit", text.rstrip("."), _size(s), s, (before,), drawn=(before, after), edit=e)
+
+
+MAKERS |= {
+    **{task: _dense(task, kind) for task, kind in (("segment", "segmentation"), ("normals", "normals"))},
+    **{task: _dense(task, task) for task in ("depth", "pose")},
+    "question": _chat(double=False),
+    "second question": _chat(double=True),
+    **{f"pair_{kind}": _pair(kind) for kind in ("depth", "canny", "hed", "pose")},
+    **{f"control_{kind}": _control_panel(kind) for kind in ("depth", "canny", "hed", "pose")},
+    **{f"{kind}_panel": _dense_panel(kind) for kind in ("depth", "canny", "hed", "pose")},
+    **{task: _subject(task) for task in ("subject", "subject_described")},
+}

@@ -1,0 +1,116 @@
+"""Questions about a scene with their exact answers, also second questions that refer to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from . import world
+from .edits import article
+
+NUMBERS = ("zero", "one", "two", "three")
+Turns = tuple[str, ...]  # question, answer, question, answer ...
+
+
+def describe(s: world.Scene) -> str:
+    """The caption of a scene in a fixed order: objects from top left to bottom right, sizes unsaid."""
+    order = sorted(s.objects, key=lambda o: list(world.PLACES).index(o.place))
+    return world.caption(replace(s, objects=tuple(order), says_size=(False,) * len(order)))
+
+
+def _count(s: world.Scene, rng: np.random.Generator) -> Turns:
+    return "How many objects are there?", NUMBERS[len(s.objects)]
+
+
+def _count_shape(s: world.Scene, rng: np.random.Generator) -> Turns:
+    shape = str(rng.choice(world.SHAPES))
+    return f"How many {_plural(shape)} are there?", NUMBERS[sum(o.shape == shape for o in s.objects)]
+
+
+def _colour(s: world.Scene, rng: np.random.Generator) -> Turns:
+    o = _one(s, rng)
+    if sum(p.shape == o.shape for p in s.objects) > 1:
+        return f"What colour is the {o.shape} {o.place}?", o.colour
+    return f"What colour is the {o.shape}?", o.colour
+
+
+def _at_place(s: world.Scene, rng: np.random.Generator) -> Turns:
+    o = _one(s, rng)
+    return f"What is {o.place}?", f"{article(o.colour)} {o.colour} {o.shape}"
+
+
+def _ground(s: world.Scene, rng: np.random.Generator) -> Turns:
+    return "What colour is the background?", s.ground
+
+
+def _shows(s: world.Scene, rng: np.random.Generator) -> Turns:
+    """Yes or no, each half of the time; a no differs from what there is by a little."""
+    o, true = _one(s, rng), bool(rng.random() < 0.5)
+    if rng.random() < 0.3:
+        return _shows_all(s, o, true, rng)
+    if not true:
+        o = _wrong(s, o, rng)
+    place = f" {o.place}" if rng.random() < 0.3 else ""
+    return f"Does the picture show {article(o.colour)} {o.colour} {o.shape}{place}?", "yes" if true else "no"
+
+
+def _shows_all(s: world.Scene, o: world.Object, true: bool, rng: np.random.Generator) -> Turns:
+    if not true:
+        wrong = _wrong(s, o, rng)
+        s = replace(s, objects=tuple(wrong if p is o else p for p in s.objects))
+    return f"Does the picture show {world.caption(s)}?", "yes" if true else "no"
+
+
+def _then_colour(s: world.Scene, rng: np.random.Generator) -> Turns:
+    o = _one(s, rng)
+    return f"What shape is {o.place}?", f"a {o.shape}", "And what colour is it?", o.colour
+
+
+def _then_place(s: world.Scene, rng: np.random.Generator) -> Turns:
+    o = _one(s, rng)
+    name = f"{article(o.colour)} {o.colour} {o.shape}"
+    return f"Does the picture show {name}?", "yes", "And where is it?", o.place
+
+
+SINGLE: dict[str, tuple[Callable[[world.Scene, np.random.Generator], Turns], float]] = {
+    "count": (_count, 0.12),
+    "count shape": (_count_shape, 0.12),
+    "colour": (_colour, 0.2),
+    "place": (_at_place, 0.18),
+    "ground": (_ground, 0.06),
+    "yes or no": (_shows, 0.32),
+}
+DOUBLE: dict[str, tuple[Callable[[world.Scene, np.random.Generator], Turns], float]] = {
+    "then colour": (_then_colour, 0.6),
+    "then place": (_then_place, 0.4),
+}
+
+
+def ask(s: world.Scene, rng: np.random.Generator, double: bool) -> Turns:
+    """A random question with its answer; with `double` two, the second about what the first named."""
+    table = DOUBLE if double else SINGLE
+    weights = np.array([weight for _, weight in table.values()])
+    make, _ = list(table.values())[rng.choice(len(table), p=weights / weights.sum())]
+    return make(s, rng)
+
+
+def _one(s: world.Scene, rng: np.random.Generator) -> world.Object:
+    return s.objects[rng.integers(len(s.objects))]
+
+
+def _wrong(s: world.Scene, o: world.Object, rng: np.random.Generator) -> world.Object:
+    """The object with another colour or shape, as nothing in the scene is."""
+    there = {(p.colour, p.shape) for p in s.objects}
+    while True:
+        if rng.random() < 0.5:
+            wrong = replace(o, colour=str(rng.choice(list(world.COLOURS))))
+        else:
+            wrong = replace(o, shape=str(rng.choice(world.SHAPES)))
+        if (wrong.colour, wrong.shape) not in there:
+            return wrong
+
+
+def _plural(shape: str) -> str:
+    return shape + ("es" if shape.endswith("s") else "s")

@@ -1,0 +1,304 @@
+"""Examples are exact, are worded as inference words them, and every judge tells right from wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lumina_core import PictureFinished, Sampling, TextPiece, TokenGrid, generate, load
+from lumina_core.prompts import IGNORE
+from lumina_core.training import build, degrade, edits, maps, measures, questions, world
+from lumina_core.training.batches import Batches, Phase, Plan
+from lumina_core.training.dataset import Sequences, picture_codes
+from lumina_core.training.drawing import answer_many
+from lumina_core.training.evaluate import JUDGES, Outcome, prompts_of
+from lumina_core.training.examples import MAKERS, example, task_of
+from lumina_core.training.recipes import RECIPES
+
+SIZE = (64, 64)
+COUNT = 24
+SCENES = [world.scene("held-out", n, *((64, 64), (128, 128), (160, 96))[n % 3]) for n in range(60)]
+
+
+def rng(n: int) -> np.random.Generator:
+    return np.random.default_rng([5, n])
+
+
+def test_edits_change_what_they_say_and_nothing_else():
+    kinds = set()
+    for n, s in enumerate(SCENES * 2):
+        e = edits.edit(s, rng(n))
+        kinds.add(e.kind)
+        gone, come = (
+            set(e.before.objects) - set(e.after.objects),
+            set(e.after.objects) - set(e.before.objects),
+        )
+        assert gone == ({e.old} - {None})
+        assert come == ({e.new} - {None})
+        assert (e.before.ground != e.after.ground) == (e.kind == "ground")
+        if e.old and e.kind != "add":
+            named = [o for o in s.objects if edits.reference(s, e.old) in (o.shape, f"{o.colour} {o.shape}")]
+            assert named == [e.old]
+        for word in {"recolour": ("colour",), "reshape": ("shape",), "add": ("colour", "shape", "place")}.get(
+            e.kind, ()
+        ):
+            assert getattr(e.new, word) in e.instruction
+        places = [(o.x, o.y, o.radius) for o in e.after.objects]
+        assert all(
+            max(abs(a[0] - b[0]), abs(a[1] - b[1])) > a[2] + b[2]
+            for a in places
+            for b in places
+            if a is not b
+        )
+        names = [(o.colour, o.shape) for o in e.after.objects]
+        assert len(set(names)) == len(names)
+    assert kinds == set(edits.KINDS)
+
+
+def answer_by_looking(s: world.Scene, question: str) -> str | None:
+    """A second way to the answers, from the words alone."""
+    words = question.rstrip("?").split()
+    if question.startswith("How many objects"):
+        return questions.NUMBERS[len(s.objects)]
+    if question.startswith("How many"):
+        return questions.NUMBERS[sum(words[2].startswith(o.shape) for o in s.objects)]
+    if question.startswith("What colour is the background"):
+        return s.ground
+    if question.startswith("What colour is the"):
+        fits = [
+            o for o in s.objects if o.shape == words[4] and question.endswith((o.shape + "?", o.place + "?"))
+        ]
+        fits = [o for o in fits if len(words) == 5 or question.endswith(o.place + "?")]
+        return fits[0].colour if len(fits) == 1 else None
+    if question.startswith("What is"):
+        [o] = [o for o in s.objects if question == f"What is {o.place}?"]
+        return f"{o.colour} {o.shape}"
+    return None
+
+
+def test_answers_are_those_of_the_scene():
+    yes = []
+    for n, s in enumerate(SCENES * 6):
+        question, answer = questions.ask(s, rng(n), double=False)
+        if question.startswith("Does"):
+            there = [o for o in s.objects if f"{o.colour} {o.shape}" in question]
+            # A picture shows what is asked for only where every named thing is there.
+            named = sum(f"{c} {shape}" in question for c in world.COLOURS for shape in world.SHAPES)
+            assert (answer == "yes") == (len(there) == named), question
+            yes.append(answer == "yes")
+        else:
+            assert answer_by_looking(s, question) in (answer, *[answer.split(" ", 1)[-1]]), question
+    assert 0.3 < np.mean(yes) < 0.7
+    for n, s in enumerate(SCENES):
+        first, said, second, answer = questions.ask(s, rng(n), double=True)
+        o = next(o for o in s.objects if o.place in first or f"{o.colour} {o.shape}" in first)
+        assert answer in (o.colour, o.place)
+        assert answer not in first
+        assert o.shape in said or said == "yes"
+
+
+def test_maps_are_exact():
+    hidden = total = 0
+    for s in SCENES:
+        pose, cover = (
+            maps.map_picture(s, "pose"),
+            sum(world.coverage(o, s.width, s.height) for o in s.objects),
+        )
+        for (kind, x, y), o in zip(maps.keypoints(s), [o for o in s.objects for _ in range(3)], strict=True):
+            at = pose[min(int(y), s.height - 1), min(int(x), s.width - 1)]
+            total += 1
+            hidden += np.abs(at.astype(int) - maps.JOINT_COLOURS[kind]).max() > 60
+            assert abs(world.signed_distance(o.shape, x - o.x, y - o.y, o.radius)) < 0.12 * o.radius
+        edge = maps.map_picture(s, "canny")[..., 0] > 0
+        assert edge.any()
+        assert not (edge & (cover > 0.99) & (world.edges(s) == 0)).any()
+        for o, box in zip(s.objects, world.boxes(s), strict=True):
+            ys, xs = np.nonzero(maps.found(s, (o,)).max(-1))
+            assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == box
+    assert hidden < 0.03 * total  # where objects touch, a joint of one may lie on that of another
+
+
+def test_heavier_degradations_spoil_more_and_clean_ones_nothing():
+    for kind in degrade.KINDS:
+        light, heavy = (
+            np.mean(
+                [
+                    measures.psnr(degrade.spoil(p, degrade.Degradation(kind, level), rng(n)), p)
+                    for n, p in enumerate(map(world.picture, SCENES[:12]))
+                ]
+            )
+            for level in degrade.LEVELS
+        )
+        assert heavy < light - 1.5
+        assert light < 30
+    clean = degrade.Degradation(degrade.CLEAN, degrade.CLEAN)
+    assert degrade.spoil(world.picture(SCENES[0]), clean, rng(0)) is not None
+    assert (degrade.spoil(world.picture(SCENES[0]), clean, rng(0)) == world.picture(SCENES[0])).all()
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_an_example_is_a_function_of_its_number(kind):
+    a, b, other = (example(kind, split, 3, SIZE) for split in ("train", "train", "held-out"))
+    assert (a.text, a.answer, a.earlier) == (b.text, b.answer, b.earlier)
+    assert all((p == q).all() for p, q in zip((*a.given, *a.drawn), (*b.given, *b.drawn), strict=True))
+    assert a.scene != other.scene
+
+
+def truth(kind: str, count: int = COUNT) -> list[Outcome]:
+    done = [example(kind, "held-out", n, (128, 128)) for n in range(count)]
+    return [Outcome(e, e.drawn, e.truth[-1] if e.truth else "") for e in done]
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_every_judge_takes_the_truth_and_refuses_what_belongs_to_another_example(kind):
+    right, done = JUDGES[kind](kind, truth(kind)), truth(kind)
+    shifted = [
+        Outcome(a.example, b.panels, b.text) for a, b in zip(done, [*done[5:], *done[:5]], strict=True)
+    ]
+    if kind.startswith("pair_"):  # the map of another picture
+        shifted = [
+            Outcome(a.example, (a.panels[0], b.panels[1]), b.text)
+            for a, b in zip(done, [*done[5:], *done[:5]], strict=True)
+        ]
+    wrong = JUDGES[kind](kind, shifted)
+    nothing = JUDGES[kind](kind, [Outcome(o.example, (), "") for o in done])
+    goals = [i for i, f in enumerate(right) if f.goal is not None]
+    assert all(right[i].met for i in goals), [f for f in right if not f.met]
+    if goals:
+        assert not all(wrong[i].met for i in goals), wrong
+        assert not all(nothing[i].met for i in goals), nothing
+    else:
+        last = right[-1]
+        assert last.value > 0.9
+        assert wrong[-1].value < 0.75 * last.value
+        assert nothing[-1].value < 0.5
+
+
+def test_judges_refuse_near_misses():
+    for n, s in enumerate(SCENES[:20]):
+        e = edits.edit(s, rng(n))
+        assert measures.lands(e, world.picture(e.after))
+        assert not measures.lands(e, world.picture(e.before))
+        assert not measures.unrelated_change(e, world.picture(e.after))
+        o = s.objects[0]
+        moved = replace(s, objects=(replace(o, x=o.x + 9, y=o.y), *s.objects[1:]))
+        joints, total = measures.keypoints_found(s, maps.pose(moved))
+        assert joints <= total - 3
+        words = questions.describe(s)
+        assert measures.names_every_object(s, words)
+        assert not measures.names_every_object(
+            s, words.replace(o.colour, "red" if o.colour != "red" else "blue")
+        )
+        assert not measures.names_every_object(s, words + " and a cyan cross and a cyan cross")
+        wide = replace(o, radius=o.radius * 1.6)
+        box = world.boxes(replace(s, objects=(wide,)))[0]
+        assert measures.overlap(box, world.boxes(s)[0]) < measures.OVERLAP
+
+
+@pytest.fixture(scope="module", params=sorted(RECIPES))
+def tiny(request, tmp_path_factory):
+    """The recipe's own tokenizer and image tokenizer before training, with a transformer of one layer."""
+    recipe = replace(RECIPES[request.param], hidden=32, intermediate=32, layers=1, heads=2)
+    folder = tmp_path_factory.mktemp(recipe.name)
+    words = build.tokenizer_text(recipe, folder / "tokenizer.json")
+    build.export(
+        recipe, words, build.new_transformer(recipe, words), build.new_vq(recipe), folder / recipe.name
+    )
+    return recipe, build.language_of(recipe, words), load(folder / recipe.name), words
+
+
+def test_training_sequences_begin_with_the_prompt_of_inference(tiny):
+    recipe, language, model, _ = tiny
+    for kind, size in recipe.examples:
+        e = example(kind, "held-out", 3, size)
+        pictures = [Image.fromarray(p) for p in e.given]
+        given = [model.encode(p, p.size).codes for p in pictures]
+        drawn = list(picture_codes(model.vq, list(e.drawn)).values())
+        if recipe.family.templates[e.task].given_panel:
+            drawn = [given[0], drawn[-1]]
+        tokens, labels = language.sequence(e, given, drawn)
+        if e.task == "chat":
+            grids = [TokenGrid(codes, recipe.family.id) for codes in given]
+            prompt = model.family.converse(model, [*e.earlier, e.text, None], grids)
+        elif e.task == "describe":
+            prompt = prompts_of(model, [e])[0]
+            assert model.family.templates["describe"].text.split("<")[0] in prompt.text
+        else:
+            prompt = model.prompt(e.text, task=e.task, size=size, images=pictures, subject=e.subject)
+            assert prompt.tokens == prompts_of(model, [e])[0].tokens or kind == "restore" or e.given
+        first = next(i for i, label in enumerate(labels) if label != IGNORE)
+        assert tuple(tokens[:first]) == prompt.tokens, (kind, size)
+        assert all(label in (IGNORE, token) for token, label in zip(tokens, labels, strict=True))
+        assert IGNORE not in labels[first:]
+        assert len(tokens) < model.config.max_position_embeddings
+
+
+def test_pictures_drawn_side_by_side_are_those_of_the_library(tiny):
+    recipe, _, model, words = tiny
+    kinds = {"mgpt1": ("text_to_image", "edit"), "mgpt2": ("pair_depth", "depth_panel"), "pure": ()}
+    for kind in kinds[recipe.family.id]:
+        size = next(at for name, at in recipe.examples if name == kind)
+        prompts = prompts_of(model, [example(kind, "held-out", n, size) for n in range(3)])
+        for sampling in (Sampling(cfg=2.0, temperature=0.8), Sampling(cfg=1.0, temperature=0.0)):
+            many = answer_many(model, prompts, [7, 8, 9], sampling)
+            for prompt, seed, drawn in zip(prompts, (7, 8, 9), many, strict=True):
+                alone = generate(
+                    model.transformer, model.vocabulary, prompt, replace(sampling, seed=seed, decode="ar")
+                )
+                [grid] = [e.grid for e in alone if isinstance(e, PictureFinished)]
+                assert torch.equal(grid.codes, drawn.codes), kind
+
+
+def test_texts_written_side_by_side_are_those_of_the_library(tiny):
+    recipe, _, model, words = tiny
+    if recipe.family.id != "mgpt1":
+        pytest.skip("only 1.0 answers in text alone")
+    size = recipe.sizes[0]
+    prompts = prompts_of(model, [example("question", "held-out", n, size) for n in range(3)])
+    sampling = Sampling(cfg=1.0, temperature=1.0, text_top_k=5, max_tokens=12)
+    many = answer_many(model, prompts, [7, 8, 9], sampling)
+    for prompt, seed, written in zip(prompts, (7, 8, 9), many, strict=True):
+        alone = generate(
+            model.transformer, model.vocabulary, prompt, replace(sampling, seed=seed, decode="ar")
+        )
+        words = [t for e in alone if isinstance(e, TextPiece) for t in e.tokens]
+        words = [t for t in words if t != model.vocabulary.separator]
+        assert list(written.words[: len(words)]) == words
+
+
+def test_batches_are_functions_of_the_step_and_hold_rows_of_like_length(tiny):
+    recipe, language, _, _ = tiny
+    if recipe.family.id != "mgpt1":
+        pytest.skip("one is enough")
+    lengths = {"text_to_image": 40, "depth": 90}
+    dataset = {}
+    for kind, length in lengths.items():
+        tokens = np.full(length * 5, 9, np.int32)
+        learned = np.tile(np.arange(length) > length // 2, 5)
+        dataset[kind, SIZE] = Sequences(tokens, learned, np.arange(6) * length)
+    weights = {(kind, SIZE): 0.5 for kind in lengths}
+    plan = Plan((Phase(100, weights),), batch=8, drop_prompt=0.0, guided=frozenset(), seed=1)
+    one, two = Batches(plan, dataset, language), Batches(plan, dataset, language)
+    seen = set()
+    for step in (5, 0, 11):
+        assert all(torch.equal(a, b) for a, b in zip(one[step], two[step], strict=True))
+    waste = np.mean([(one[step][1] == 0).float().mean() for step in range(8)])
+    for step in range(8):
+        tokens, labels = one[step]
+        seen.add(tokens.shape[1])
+        assert tokens.shape[0] == 8
+    assert seen == {40, 90}
+    assert waste < 0.1
+
+
+def test_config_names_the_tasks_it_was_trained_on(tiny):
+    recipe, _, model, words = tiny
+    config = build.config_json(recipe, words)
+    assert set(config["tasks"]) == {task_of(kind) for kind, _ in recipe.examples}
+    assert set(config["tasks"]) <= set(model.family.templates)
+    assert set(config["sampling"].get("tasks", {})) <= set(config["tasks"])
+    assert [tuple(size) for size in config["picture_sizes"]] == list(recipe.sizes)
