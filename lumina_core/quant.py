@@ -2,8 +2,9 @@
 
 On disk `X.weight` holds the small numbers and `X.weight_scale` (float32; (rows,) for int8, one number for fp8) what to
 multiply them by; `X.comfy_quant` repeats the format of fp8 in ComfyUI's convention. In memory the same two tensors
-stay; the product is taken in the input's type and scaled after. Layers with a bias, embeddings, norms and the output
-head are never quantised.
+stay; the product is taken in the input's type and scaled after, so the weights are expanded in every pass: this saves
+memory, not time (`torch._weight_int8pack_mm` was slower than that in fp32 on a CPU). Layers with a bias, embeddings,
+norms and the output head are never quantised.
 """
 
 from __future__ import annotations

@@ -1,0 +1,51 @@
+"""On the bundled checkpoints: jacobi draws plain decoding's pictures, in far fewer passes at the default settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lumina_core import PictureFinished, Sampling, bundled, generate, load
+from lumina_core.bench import measure, text_prompt
+
+SIZE = (64, 64)
+TEXT = "a red circle on the left and a blue square on the right, white background"
+
+
+@pytest.fixture(scope="module", params=sorted(bundled()))
+def model(request):
+    return load(request.param)
+
+
+def settings(model, **options) -> Sampling:
+    d = model.defaults
+    return Sampling(**{"cfg": d.cfg, "temperature": d.temperature, "image_top_k": d.image_top_k} | options)
+
+
+def pictures(model, sampling) -> list[torch.Tensor]:
+    prompt = text_prompt(model, TEXT, SIZE)
+    events = generate(model.transformer, model.vocabulary, prompt, sampling)
+    return [e.grid.codes for e in events if isinstance(e, PictureFinished)]
+
+
+@pytest.mark.parametrize(("cfg", "batch"), [(3.0, 3), (0.8, 1), (1.0, 1)])
+def test_every_window_draws_the_picture_of_plain_decoding(model, cfg, batch):
+    sampling = settings(model, cfg=cfg, batch=batch, seed=5)
+    plain = pictures(model, replace(sampling, decode="ar"))
+    for window in (1, 4, 16, 32, None):
+        fast = pictures(model, replace(sampling, decode="jacobi", window=window))
+        assert all(map(torch.equal, plain, fast)), window
+
+
+@pytest.mark.parametrize("window", [16, 32])
+def test_jacobi_needs_at_least_two_and_a_half_times_fewer_passes(model, window):
+    if model.name != "nano-mgpt2":
+        pytest.skip("claimed of nano-mgpt2")
+    prompt = text_prompt(model, TEXT, SIZE)
+
+    def passes(**mode) -> int:
+        return sum(measure.draw(model, prompt, settings(model, seed=s, **mode)).passes for s in range(3))
+
+    assert passes(decode="ar") >= 2.5 * passes(decode="jacobi", window=window)
