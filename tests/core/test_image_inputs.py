@@ -1,0 +1,73 @@
+"""Pictures from anywhere: transparent, grey, tiny, narrow, broken, many: a right result or one clear message."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lumina_core import Chat, InputError, Restoration, from_tensor, load
+from tests.core import checkpoints as ck
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    base = tmp_path_factory.mktemp("inputs")
+    few = {"max_position_embeddings": 300}
+    return {
+        f: load(ck.build(base / f, f, **(few if f == "pure" else {}))) for f in ("mgpt1", "mgpt2", "pure")
+    }
+
+
+def colours(images: torch.Tensor) -> list[list[int]]:
+    return [np.asarray(picture).reshape(-1, 3)[0].tolist() for picture in from_tensor(images)]
+
+
+def test_transparency_is_white_grey_is_grey_and_what_is_no_number_is_black():
+    assert colours(torch.tensor([0.2, 0.4, 0.6, 0.0]).view(1, 1, 1, 4)) == [[255, 255, 255]]
+    assert colours(torch.tensor([0.2, 0.4, 0.6, 1.0]).view(1, 1, 1, 4)) == [[51, 102, 153]]
+    assert colours(torch.tensor([0.4]).view(1, 1, 1, 1)) == [[102, 102, 102]]
+    odd = torch.tensor([float("nan"), float("inf"), -3.0]).view(1, 1, 1, 3)
+    assert colours(odd) == [[0, 255, 0]]
+
+
+def test_every_picture_of_a_batch_is_taken():
+    batch = torch.stack([torch.full((5, 3, 3), v) for v in (0.0, 1.0)])
+    assert [p.size for p in from_tensor(batch)] == [(3, 5)] * 2
+    assert colours(batch) == [[0, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 3), (1, 5, 5, 2), (0, 5, 5, 3), (1, 0, 5, 3)])
+def test_what_is_no_picture_is_told_in_one_line(shape):
+    with pytest.raises(InputError, match="The image has shape") as caught:
+        from_tensor(torch.zeros(shape))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (33, 31)])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_picture_is_encoded_asked_about_edited_and_restored(models, size, channels):
+    [picture] = from_tensor(
+        torch.rand(1, size[1], size[0], channels, generator=torch.Generator().manual_seed(1))
+    )
+    for family in ("mgpt1", "mgpt2"):
+        for fit in ("crop", "stretch"):
+            grid = models[family].encode(picture, fit=fit)
+            assert min(grid.codes.shape) >= models[family].vocabulary.latents_per_unit
+    ask = Chat("mgpt1").ask(models["mgpt1"], "what is this?", [picture])
+    assert len(ask.prompt(models["mgpt1"]).tokens) > 20
+    assert models["mgpt1"].prompt("redden it", task="edit", images=[picture]).units
+    job = Restoration(models["pure"], picture, 1.0)
+    assert job.plan.size == size
+    assert all(tile.size == (32, 32) for tile in job.tiles)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t"])
+@pytest.mark.parametrize(
+    ("family", "task"), [("mgpt1", "text_to_image"), ("mgpt2", "text_to_image"), ("mgpt1", "edit")]
+)
+def test_an_empty_text_is_told_in_one_line(models, family, task, text):
+    images = from_tensor(torch.zeros(1, 8, 8, 3)) if task == "edit" else []
+    with pytest.raises(InputError, match="empty") as caught:
+        models[family].prompt(text, task=task, size=(32, 32), images=images)
+    assert "\n" not in str(caught.value)
