@@ -1,6 +1,5 @@
 """Lumina-mGPT without ComfyUI: load a checkpoint, make a prompt, draw tokens, decode them to a picture."""
 
-from .best import agreements, best, decoded, given_scores, likelihoods, question_of, question_prompts
 from .chat import Answered, Chat
 from .errors import CheckpointError, InputError, LuminaError, PictureError
 from .families import Model, bundled, default_dtype, find, listing, load, tasks, vq_file
@@ -13,7 +12,8 @@ from .lora import read as read_lora
 from .memory import decode_nbytes, pass_nbytes, sampling_nbytes
 from .prompts import Prompt
 from .quant import FORMATS
-from .redraw import redraw, size_kept
+from .rating import agreements, best, decoded, given_scores, likelihoods, question_of, question_prompts
+from .regions import redraw, size_kept
 from .restoration import COLOURS, TILING, Restoration, Restored
 from .sampling import (
     MODES,

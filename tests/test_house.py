@@ -28,7 +28,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "prompts": {"text", "unirep"},
     "image": {"unirep"},
     "tiles": {"unirep"},
-    "redraw": {"prompts", "unirep"},
+    "regions": {"prompts", "unirep"},
     "vq": {"vq"},
     "sampling": {"sampling", "cache", "unirep"},
     "families": {

@@ -73,12 +73,12 @@ class Abreast:
     def at_once(self, free: int | None = None) -> int:
         """How many pictures are drawn side by side in `free` bytes, which the device is asked for when None.
 
-        An `InputError` where not even one fits.
+        One where nobody knows what is free. An `InputError` where not even one fits.
         """
         device = transformer_device(self.transformer)
         free = free_bytes(device) if free is None else free
         check_bytes(self.nbytes(), free, device, self.prompts[0].units)
-        fits = MOST if free is None else int(free * 0.8) // self.nbytes()
+        fits = 1 if free is None else int(free * 0.8) // self.nbytes()
         return max(1, min(fits, MOST, len(self.prompts)))
 
     @torch.inference_mode()

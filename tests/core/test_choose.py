@@ -22,7 +22,7 @@ from lumina_core import (
     load,
     question_prompts,
 )
-from lumina_core.redraw import redraw
+from lumina_core.regions import redraw
 from lumina_core.sampling.choose import code_log_probs, likelihood, preference, text_log_prob
 from lumina_core.sampling.rules import replay
 from tests.core import checkpoints as ck

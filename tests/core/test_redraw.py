@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lumina_core import InputError, PictureFinished, Sampling, TokenGrid, generate, load
-from lumina_core.redraw import redraw, touched
+from lumina_core.regions import redraw, touched
 from tests.core import checkpoints as ck
 
 HOT = Sampling(seed=5, cfg=3.0, image_top_k=0, decode="ar")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_core import InputError, PictureFinished, Sampling, generate, load
+from lumina_core import InputError, PictureFinished, Progress, Sampling, generate, load
 from lumina_core.restoration import Restoration, Restored, tile_side
 from tests.core import checkpoints as ck
 from tests.core.test_engine_equal import eager_to_draw
@@ -67,6 +67,14 @@ def test_tiles_side_by_side_are_the_ones_drawn_alone(model, decode):
         together = restored(model, picture(25, 20), at_once=at_once, sampling=sampling)
         assert np.array_equal(alone.picture, together.picture)
         assert alone.texts == together.texts
+
+
+def test_progress_goes_up_over_all_tiles_to_the_end(model):
+    job = Restoration(model, picture(25, 20), 2.0)
+    events = list(job.draw(job.abreast(job.prompts(), SAMPLING), 3))
+    done = [e.done for e in events if isinstance(e, Progress)]
+    assert done == sorted(done)
+    assert done[-1] == next(e.total for e in events if isinstance(e, Progress))
 
 
 def test_a_tile_is_the_picture_that_the_sampler_draws(model):
