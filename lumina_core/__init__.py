@@ -12,7 +12,16 @@ from .lora import read as read_lora
 from .memory import decode_nbytes, pass_nbytes, sampling_nbytes
 from .prompts import Prompt
 from .quant import FORMATS
-from .rating import agreements, best, decoded, given_scores, likelihoods, question_of, question_prompts
+from .rating import (
+    agreements,
+    best,
+    check_candidates,
+    decoded,
+    given_scores,
+    likelihoods,
+    question_of,
+    question_prompts,
+)
 from .regions import redraw, size_kept
 from .restoration import COLOURS, TILING, Restoration, Restored
 from .sampling import (
@@ -61,6 +70,7 @@ __all__ = [
     "agreements",
     "best",
     "bundled",
+    "check_candidates",
     "decode_nbytes",
     "decoded",
     "default_dtype",

@@ -63,13 +63,23 @@ def best(grids: Sequence[TokenGrid], order: Sequence[int], keep: int) -> list[To
     return [grids[i] for i in (order[:keep] if keep else order)]
 
 
-def question_of(question: str) -> str:
-    """The question, or an `InputError` where it is empty."""
+def question_of(judge: Model, question: str) -> str:
+    """The question, or an `InputError` where it is empty or the judge cannot answer any."""
     if not question.strip():
         raise InputError(
             "The question is empty; ask what yes answers, such as 'Does the picture show a red circle?'."
         )
+    judge.template("chat")
     return question.strip()
+
+
+def check_candidates(grids: Sequence[TokenGrid]) -> None:
+    """Raises an `InputError` where there is nothing to choose from."""
+    if not grids:
+        raise InputError(
+            "There are no candidates to choose from: the model drew no picture. Set the size of the picture, or "
+            "connect tokens that hold some."
+        )
 
 
 def decoded(model: Model, grids: Sequence[TokenGrid], watched: Watched = iter) -> list[Image.Image]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from ..lumina_core import PictureFinished, Ranking, Sampling, best, given_scores, question_of
+from ..lumina_core import (
+    PictureFinished,
+    Ranking,
+    Sampling,
+    best,
+    check_candidates,
+    given_scores,
+    question_of,
+)
 from .host import io, schema, show_on_node
 from .sockets import (
     WINDOWS,
@@ -107,17 +115,20 @@ class BestOf(io.ComfyNode):
         model, prompt, score, question, keep = model[0], prompt[0], score[0], question[0], keep[0]
         settings = {name: values[0] for name, values in lists.items()}
         sampling = Sampling(batch=candidates[0], window=WINDOWS[settings.pop("window", "auto")], **settings)
-        question = question_of(question) if score == ANSWER else ""
+        judge = judge[0] if judge else model
+        if score == ANSWER:
+            question = question_of(judge.model, question)
         grids = None if tokens is None else [grid for batch in tokens for grid in batch]
         if score == GIVEN:
             values = given_scores(list(scores), grids)
         if grids is None:
             events = model.draw(prompt, sampling)
             grids = [event.grid for event in events if isinstance(event, PictureFinished)]
+        check_candidates(grids)
         if score == LIKELIHOOD:
             values = model.likelihoods(prompt, grids, sampling.cfg)
         elif score == ANSWER:
-            values = (judge[0] if judge else model).agreements(question, model.pictures(grids))
+            values = judge.agreements(question, model.pictures(grids))
         ranking = Ranking(tuple(values))
         table = ranking.table(score, None if tokens else sampling.seed)
         show_on_node(table)

@@ -40,6 +40,7 @@ from ..lumina_core import (
     Sampling,
     TokenGrid,
 )
+from .preview import Preview
 
 __all__ = [
     "DOWNLOADS",
@@ -427,7 +428,7 @@ class HostedModel:
         if args.preview_method == LatentPreviewMethod.NoPreviews:
             self._place([self.transformer], working)
             return None
-        preview = Preview(self.model)
+        preview = Preview(self.model, min(512, args.preview_size))
         self._place([self.transformer, self.vq], working + self._vq_memory([preview.strip(prompt)]))
         return preview
 
@@ -466,42 +467,3 @@ def _watched(items: Sequence) -> Iterator:
         mm.throw_exception_if_processing_interrupted()
         yield item
         bar.update(1)
-
-
-class Preview:
-    """The first picture of a batch while it grows; decoded in strips, so a large picture costs no more memory."""
-
-    ROWS, CONTEXT = 16, 4  # codes: rows of a strip, and rows above it that are decoded with it for its edge
-    PAUSE, SHARE = 0.5, 10  # seconds between pictures, and that many times what a picture took
-
-    def __init__(self, model: Model):
-        self.model = model
-        self.canvas: Image.Image | None = None
-        self.shown = 0
-        self.next = 0.0
-
-    def strip(self, prompt: Prompt) -> tuple[int, int]:
-        """Width and height in pixels of the most that is decoded at once."""
-        width = prompt.units[1] if prompt.units else max(self.model.vocabulary.grid)
-        return width * lumina_core.UNIT, (self.ROWS + self.CONTEXT) * self.model.vq.config.factor
-
-    def update(self, event: RowFinished) -> Image.Image | None:
-        """A picture for the screen, or None when it is too early for one; the whole picture is always shown."""
-        start = time.monotonic()
-        codes, factor = event.codes[0], self.model.vq.config.factor
-        if start < self.next and len(codes) < event.shape[0]:
-            return None
-        if len(codes) < self.shown or self.canvas is None:  # a new picture began
-            self.canvas = Image.new("RGB", (event.shape[1] * factor, event.shape[0] * factor), "#808080")
-            self.shown = 0
-        while self.shown < len(codes):
-            top = max(0, self.shown - self.CONTEXT)
-            end = min(len(codes), self.shown + self.ROWS)
-            strip = self.model.decode(codes[top:end])[(self.shown - top) * factor :]
-            self.canvas.paste(Image.fromarray(strip), (0, self.shown * factor))
-            self.shown = end
-        picture = self.canvas.copy()
-        picture.thumbnail((min(512, args.preview_size),) * 2)
-        now = time.monotonic()
-        self.next = max(start + self.PAUSE, now + self.SHARE * (now - start))
-        return picture

@@ -16,10 +16,12 @@ from lumina_core import (
     Sampling,
     agreements,
     best,
+    check_candidates,
     generate,
     given_scores,
     likelihoods,
     load,
+    question_of,
     question_prompts,
 )
 from lumina_core.regions import redraw
@@ -138,6 +140,13 @@ def test_scores_from_elsewhere_must_fit_the_candidates(model):
     ):
         with pytest.raises(InputError, match=words):
             given_scores(scores, of)
+
+
+def test_a_judge_that_cannot_answer_is_refused_before_anything_is_drawn(model, tiny_model):
+    with pytest.raises(InputError, match="'chat'"):
+        question_of(tiny_model, "is it red?")
+    with pytest.raises(InputError, match="no candidates"):
+        check_candidates([])
 
 
 def test_a_picture_of_another_prompt_is_refused(model):
