@@ -19,10 +19,10 @@ Watched = Callable[[Sequence], Iterator]
 
 
 def likelihoods(
-    model: Model, prompt: Prompt, grids: Sequence[TokenGrid], cfg: float, watched: Watched = iter
+    model: Model, prompt: Prompt, grids: Sequence[TokenGrid], watched: Watched = iter
 ) -> list[float]:
-    """The mean log-probability of each picture's codes, guided by `cfg` (see `sampling.choose`)."""
-    return [likelihood(model.transformer, model.vocabulary, prompt, grid, cfg) for grid in watched(grids)]
+    """The mean log-probability of each picture's codes given the prompt (see `sampling.choose`)."""
+    return [likelihood(model.transformer, model.vocabulary, prompt, grid) for grid in watched(grids)]
 
 
 def question_prompts(

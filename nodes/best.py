@@ -55,9 +55,9 @@ class BestOf(io.ComfyNode):
                     "score",
                     options=[LIKELIHOOD, ANSWER, GIVEN],
                     default=LIKELIHOOD,
-                    tooltip="likelihood: the model's own mean log-probability of the picture, with guidance "
-                    "cfg. answer: how surely the model, or judge, answers the question with yes, 0 to 1. given: "
-                    "the numbers connected to scores.",
+                    tooltip="likelihood: the model's own mean log-probability of the picture given the prompt. "
+                    "answer: how surely the model, or judge, answers the question with yes, 0 to 1. given: the "
+                    "numbers connected to scores.",
                 ),
                 io.String.Input(
                     "question",
@@ -126,7 +126,7 @@ class BestOf(io.ComfyNode):
             grids = [event.grid for event in events if isinstance(event, PictureFinished)]
         check_candidates(grids)
         if score == LIKELIHOOD:
-            values = model.likelihoods(prompt, grids, sampling.cfg)
+            values = model.likelihoods(prompt, grids)
         elif score == ANSWER:
             values = judge.agreements(question, model.pictures(grids))
         ranking = Ranking(tuple(values))

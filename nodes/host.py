@@ -400,11 +400,11 @@ class HostedModel:
         chat = chat.ask(self.model, question, images)
         return chat, chat.prompt(self.model)
 
-    def likelihoods(self, prompt: Prompt, grids: Sequence[TokenGrid], cfg: float) -> list[float]:
+    def likelihoods(self, prompt: Prompt, grids: Sequence[TokenGrid]) -> list[float]:
         """How likely this model finds pictures drawn of a prompt: mean log-probabilities of their codes."""
         tokens = len(prompt.tokens) + max(grid.codes.numel() for grid in grids)
         self._place([self.transformer], lumina_core.pass_nbytes(self.model.transformer, tokens))
-        return lumina_core.likelihoods(self.model, prompt, grids, cfg, _watched)
+        return lumina_core.likelihoods(self.model, prompt, grids, _watched)
 
     def agreements(self, question: str, pictures: Sequence[Image.Image]) -> list[float]:
         """How much rather this model answers a question about each picture with yes than with no, 0 to 1."""

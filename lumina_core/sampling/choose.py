@@ -1,10 +1,11 @@
 """Best of several: how likely the model finds given tokens, and the order of candidates by any score.
 
-The likelihood of a picture is the mean log-probability of its codes under the guided distribution, before top-k and at
-temperature 1. Guidance is what a picture was drawn with, and at a scale s it is p(codes | text)^s / p(codes)^(s - 1)
-made a distribution: it asks whether the codes follow from the text more than whether they are common, so a plain
-picture that fits any text does not win. With a scale of 1 it is the conditional distribution. Source of the score: the
-autoregressive factorisation itself; each picture takes one pass a branch (teacher forcing).
+The likelihood of a picture is the mean log-probability of its codes under the conditional distribution, before top-k
+and at temperature 1: what the model itself says of the picture given the text, in one pass (teacher forcing), and the
+same number whatever guidance drew the candidates. The guided distribution can be asked for (`cfg`); it takes a second
+pass, and on the bundled checkpoint it chose no better: of 65 held-out captions drawn at temperature 1, 79.6 % of what
+the judge looks at was right on average, 82.3 % in the candidates chosen by the conditional likelihood and 81.2 % by the
+guided one (scale 2). Both gains are small: this score helps a little, a judge that looks at the picture helps more.
 """
 
 from __future__ import annotations

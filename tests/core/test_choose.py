@@ -77,7 +77,7 @@ def test_pictures_the_model_drew_are_likelier_than_noise(model):
     hot = drawn(model, prompt, batch=3)
     rng = torch.Generator().manual_seed(1)
     noise = replace(hot[0], codes=torch.randint(0, ck.CODES, hot[0].codes.shape, generator=rng))
-    scores = likelihoods(model, prompt, [noise, *hot], HOT.cfg)
+    scores = likelihoods(model, prompt, [noise, *hot])
     assert Ranking(tuple(scores)).order[-1] == 0
     assert max(scores) <= 0
 
@@ -88,7 +88,7 @@ def test_redrawn_pictures_are_rated_with_what_was_kept(model):
     mask = torch.zeros(64, 64)
     mask[:20, :20] = 1
     part = redraw(prompt, model.vocabulary, [grid], mask)
-    assert likelihoods(model, part, [grid], 3.0) == likelihoods(model, prompt, [grid], 3.0)
+    assert likelihoods(model, part, [grid]) == likelihoods(model, prompt, [grid])
 
 
 def test_the_text_s_probability_is_that_of_its_tokens_one_after_another(model):
@@ -153,6 +153,6 @@ def test_a_picture_of_another_prompt_is_refused(model):
     prompt = model.prompt("a", size=(32, 32))
     [grid] = drawn(model, model.prompt("a", size=(64, 32)))
     with pytest.raises(InputError, match="Rate pictures with the prompt"):
-        likelihoods(model, prompt, [grid], 1.0)
+        likelihoods(model, prompt, [grid])
     with pytest.raises(InputError, match="of family pure"):
-        likelihoods(model, prompt, [replace(grid, family="pure")], 1.0)
+        likelihoods(model, prompt, [replace(grid, family="pure")])
