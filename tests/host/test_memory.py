@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lumina_core import load
+from tests.core import test_load_memory as large
 from tests.core.test_lora import EMBED, UP, Q, kohya
-from tests.host.server import ROOT
+from tests.host.server import ROOT, Comfy
+from tests.host.test_runs import LOAD, SAMPLE, graph, one_box
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +56,63 @@ def test_a_lora_works_in_whole_and_partial_loads_and_goes_away(measured, precisi
     assert found["back"] < 1e-5
     if lora == "weak":
         assert found["whole bytes"] == found["partly bytes"], "int8 and fp8 stay small"
+
+
+def run(comfy, prompt: dict):
+    done = comfy.run(prompt)
+    assert done.status == "success", done.error
+    return done
+
+
+def loads(comfy, name: str) -> int:
+    return comfy.log_text().count(f"Lumina-mGPT: loaded {name} ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_free_gives_the_memory_back(comfy):
+    """Within 5 % of what was loaded; asked twice, because the host frees in its own time."""
+    folder = comfy.base / "models" / "lumina_mgpt" / "roomy"
+    nbytes = large.build(folder, large.SMALL, 1)
+    run(comfy, graph(text="so that everything is imported"))
+    comfy.get_bytes("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)
+    before = comfy.memory()
+    run(comfy, graph(model="roomy", width=32, height=32, precision="bf16", text="a circle"))
+    held = comfy.memory()
+    assert held - before > 0.8 * nbytes
+    comfy.get_bytes("/free", {"unload_models": True, "free_memory": True})
+    end = time.monotonic() + 30
+    while comfy.memory() - before > 0.05 * nbytes and time.monotonic() < end:
+        time.sleep(0.5)
+    assert comfy.memory() - before <= 0.05 * nbytes
+
+
+def test_two_loaders_of_the_same_files_share_the_weights(comfy):
+    comfy.get_bytes("/free", {"unload_models": True, "free_memory": True})
+    prompt, before = graph(model="owner/packed.safetensors"), loads(comfy, "owner/packed.safetensors")
+    prompt["6"] = json.loads(json.dumps(prompt[LOAD]))
+    prompt["6"]["inputs"]["download"] = "off"  # so that the host does not take them for one node
+    prompt[SAMPLE]["inputs"]["model"] = ["6", 0]
+    run(comfy, prompt)
+    assert loads(comfy, "owner/packed.safetensors") == before + 1
+
+
+def test_prompts_in_a_row_load_once(comfy):
+    run(comfy, graph())
+    before = loads(comfy, "tiny")
+    for seed in (31, 32):
+        run(comfy, graph(seed=seed))
+        run(comfy, one_box(seed=seed))
+    assert loads(comfy, "tiny") <= before + 1  # the one box's own
+
+
+def test_without_a_cache_both_ways_of_drawing_work(comfy):
+    other = Comfy(comfy.host)
+    try:
+        other.start("--cache-none")
+        one, two = run(other, graph()), run(other, one_box())
+        assert other.pictures(one)[0] and len(other.pictures(two)) == 1
+        third = run(other, one_box(width=0, height=0, model="nano-mgpt2"))
+        assert len(other.pictures(third)) == 1
+    finally:
+        other.stop()
