@@ -209,7 +209,7 @@ def test_cancel_ends_sampling_at_once_and_the_next_run_works(comfy, make, decode
 def test_cancel_ends_encoding(comfy):
     prompt = graph()
     del prompt[SAMPLE], prompt[PROMPT]
-    grey = {"width": 1024, "height": 1024, "batch_size": 16, "color": 0x808080}
+    grey = {"width": 512, "height": 512, "batch_size": 32, "color": 0x808080}
     prompt["6"] = {"class_type": "EmptyImage", "inputs": grey}
     prompt["7"] = {
         "class_type": "LuminaMGPTEncode",
