@@ -19,6 +19,7 @@ from torch import nn
 from .errors import CheckpointError
 
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max}
 SCALE, COMFY = ".weight_scale", ".comfy_quant"
 
 
@@ -41,9 +42,8 @@ def round_by_chance(numbers: torch.Tensor, kind: str, seed: int) -> torch.Tensor
     The seed makes it repeatable.
     """
     x = numbers.float()
-    most, step = 127.0, 1.0
+    most, step = LARGEST[kind], 1.0
     if kind == "fp8":  # 3 bits behind the point; below 2^-6 the steps stay
-        most = torch.finfo(FORMATS[kind]).max
         step = torch.exp2(x.frexp().exponent.clamp(min=-5).float() - 4)
     chance = torch.rand(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
     return ((x / step + chance).floor_() * step).clamp_(-most, most).to(FORMATS[kind])
@@ -107,10 +107,17 @@ def scaled_linear(base: type[nn.Linear]) -> type[nn.Linear]:
             seed: int = 0,
             return_weight: bool = False,
         ) -> torch.Tensor | None:
-            """Takes a weight that a host has patched, in the small numbers' units; given back it stays unrounded."""
+            """Takes a weight that a host has patched, in the small numbers' units; given back it stays unrounded.
+
+            Where cutting off what is too large would lose more than rounding does, it is kept in 16 bit.
+            """
             if return_weight:
                 return weight
-            self.weight = nn.Parameter(round_by_chance(weight, self.kind, seed), requires_grad=False)
+            small = round_by_chance(weight, self.kind, seed)
+            off = (small.float() - weight).square_()
+            cut = weight.abs() > LARGEST[self.kind]
+            kept = weight.half() if off[cut].sum() > off[~cut].sum() else small
+            self.weight = nn.Parameter(kept, requires_grad=False)
             return None
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -301,6 +301,10 @@ class HostedModel:
         self.transformer = ModelPatcher(model.transformer, mm.get_torch_device(), mm.unet_offload_device())
         self.vq = ModelPatcher(model.vq, mm.vae_device(), mm.vae_offload_device())
         self.base: HostedModel | None = None  # kept, so that a second loader finds it
+        if not hasattr(comfy.ops, "run_every_op"):  # newer hosts poll Cancel in each of their layers
+            ends = (layer.mlp.down_proj for layer in model.transformer.model.layers)
+            for layer in (*ends, *(m for m in model.vq.modules() if isinstance(m, torch.nn.Conv2d))):
+                layer.register_forward_pre_hook(_poll_cancel)
 
     def with_lora(self, name: str, strength: float) -> HostedModel:
         """The same model with a LoRA on top; weights are shared, and patched when the transformer is placed."""
@@ -454,6 +458,10 @@ class HostedModel:
     def _vq_memory(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Bytes that the image tokenizer takes for the largest picture; encoding takes less than decoding."""
         return max(lumina_core.decode_nbytes(self.model.vq.config, size) for size in sizes)
+
+
+def _poll_cancel(*_) -> None:
+    mm.throw_exception_if_processing_interrupted()
 
 
 def _sizes(images: Sequence[Image.Image]) -> list[tuple[int, int]]:

@@ -94,7 +94,9 @@ class Graphs:
             replay, result = self.recorder.record(
                 lambda: self.transformer(held_tokens, held_start, self.cache, rows, bucket, self.parts)
             )
-        except Exception as e:  # whatever it is, the picture can be drawn without
+        except (
+            RuntimeError
+        ) as e:  # whatever CUDA says, the picture can be drawn without; a host's Cancel is no such
             self.works = False
             self.drop()
             log.warning("Lumina-mGPT: no CUDA graphs here (%s); going on without", str(e).split("\n")[0])

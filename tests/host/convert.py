@@ -4,6 +4,7 @@ from __future__ import annotations
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
+MISSING = object()
 
 
 def widgets(info: dict) -> list[tuple[str, bool]]:
@@ -26,7 +27,9 @@ def to_prompt(workflow: dict, infos: dict) -> dict:
             continue
         values, inputs = iter(node.get("widgets_values", [])), {}
         for name, control in widgets(infos[node["type"]]):
-            inputs[name] = next(values)
+            if (value := next(values, MISSING)) is MISSING:
+                break  # saved before the node had this input, which has a default
+            inputs[name] = value
             if control:
                 next(values)
         for slot in node.get("inputs", []):

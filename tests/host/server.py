@@ -114,11 +114,12 @@ class Comfy:
         paths = f"tests:\n  base_path: {self.base}\n  lumina_mgpt: extra\n"
         (self.base / "paths.yaml").write_text(paths, "utf-8")
 
-    def start(self, timeout: float = 300) -> None:
+    def start(self, *more: str, timeout: float = 300) -> None:
         args = ["--listen", "127.0.0.1", "--port", str(self.port), "--cpu", "--disable-auto-launch"]
         args += ["--base-directory", str(self.base), "--preview-method", "auto"]
         args += ["--extra-model-paths-config", str(self.base / "paths.yaml")]
         args += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"]
+        args += more
         known = (self.host / "comfy" / "cli_args.py").read_text("utf-8", "replace")
         args += [flag for flag in ("--disable-api-nodes",) if f'"{flag}"' in known]
         quiet = {
@@ -157,6 +158,11 @@ class Comfy:
                 self.process.wait()
         shutil.rmtree(self.base, ignore_errors=True)
 
+    def memory(self) -> int:
+        """Bytes of main memory that the server holds."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
+
     def log_text(self) -> str:
         return self.log.read_text("utf-8", "replace")
 
@@ -192,9 +198,10 @@ class Comfy:
         prompt: dict,
         *,
         cancel: Callable[[int, int], bool] = lambda done, total: False,
+        cancel_in: str = "",
         timeout: float = 120,
     ) -> Run:
-        """Runs a prompt to its end; cancels when `cancel` says so of some node's progress."""
+        """Runs a prompt to its end; cancels when `cancel` says so of some node's progress, or a node begins."""
         client = uuid.uuid4().hex
         run, start, asked = Run(), time.monotonic(), None
         messages = listen(self.port, f"/ws?clientId={client}", timeout)
@@ -213,7 +220,8 @@ class Comfy:
                 for node, state in data["nodes"].items():
                     run.progress.setdefault(node, []).append((int(state["value"]), int(state["max"])))
                     running = state["state"] == "running"
-                    if running and asked is None and cancel(int(state["value"]), int(state["max"])):
+                    wanted = node == cancel_in or cancel(int(state["value"]), int(state["max"]))
+                    if running and asked is None and wanted:
                         asked = time.monotonic()
                         self.get_bytes("/interrupt", {})
             elif kind == "execution_cached":

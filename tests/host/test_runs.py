@@ -206,6 +206,30 @@ def test_cancel_ends_sampling_at_once_and_the_next_run_works(comfy, make, decode
     assert comfy.run(make(seed=11)).status == "success"
 
 
+def test_cancel_ends_encoding(comfy):
+    prompt = graph()
+    del prompt[SAMPLE], prompt[PROMPT]
+    grey = {"width": 512, "height": 512, "batch_size": 32, "color": 0x808080}
+    prompt["6"] = {"class_type": "EmptyImage", "inputs": grey}
+    prompt["7"] = {
+        "class_type": "LuminaMGPTEncode",
+        "inputs": {"model": [LOAD, 0], "image": ["6", 0], "fit": "crop"},
+    }
+    prompt[DECODE]["inputs"]["tokens"] = ["7", 0]
+    run = comfy.run(prompt, cancel_in="7")
+    assert run.status == "interrupted" and run.cancel_took < 1.5
+    assert comfy.run(graph(seed=13)).status == "success"
+
+
+def test_a_download_that_cannot_begin_is_one_line(comfy):
+    """The server of these tests has no network."""
+    prompt = graph()
+    prompt[LOAD]["inputs"]["download"] = "Lumina-mGPT-2.0"
+    run = comfy.run(prompt)
+    assert (run.status, run.node) == ("error", LOAD)
+    assert "Alpha-VLLM/Lumina-mGPT-2.0 cannot be listed" in run.error and "\n" not in run.error
+
+
 def test_pictures_survive_encode_and_decode(comfy):
     prompt = graph()
     prompt["6"] = {

@@ -1,0 +1,119 @@
+"""A model that does not fit, with a LoRA and without, inside a real ComfyUI's memory manager; see `partial.py`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lumina_core import load
+from tests.core import test_load_memory as large
+from tests.core.test_lora import EMBED, UP, Q, kohya
+from tests.host.server import ROOT, Comfy
+from tests.host.test_runs import LOAD, SAMPLE, graph, one_box
+
+
+@pytest.fixture(scope="module")
+def measured(comfy, tiny_folder, tmp_path_factory) -> dict:
+    loras = tmp_path_factory.mktemp("loras")
+    transformer = load(tiny_folder).transformer
+    for name, alpha in (("strong", 2.0), ("weak", 0.01)):
+        kohya(loras / f"{name}.safetensors", transformer, layers=(Q, UP, EMBED, "lm_head"), alpha=alpha)
+    script = Path(__file__).with_name("partial.py").read_text("utf-8")
+    command = [comfy.python, "-", str(ROOT), str(tiny_folder), str(loras)]
+    done = subprocess.run(command, input=script, cwd=comfy.host, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("precision", ["None", "int8", "fp8"])
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_a_partial_load_leaves_nothing_on_the_wrong_device(measured, precision, share):
+    found = measured[f"{precision} {share}"]
+    assert found["devices"] == ["meta"]
+    for part in ("transformer", "vq"):
+        placed, kept = found[part]["placed"], found[part]["kept"]
+        assert kept > 0 and placed <= share * (placed + kept)
+
+
+def test_a_network_of_plain_layers_would_fail_there(measured):
+    assert "meta" in measured["plain layers"]
+
+
+@pytest.mark.parametrize("precision", ["None", "int8", "fp8"])
+@pytest.mark.parametrize("lora", ["strong", "weak"])
+def test_a_lora_works_in_whole_and_partial_loads_and_goes_away(measured, precision, lora):
+    found = measured[f"{lora} {precision}"]
+    assert found["partly late"] == 4 and found["whole late"] == 0
+    assert found["partly"] < 1e-4 * max(1, found["moved"]), (
+        "the sum is exact where weights are patched at use"
+    )
+    assert found["whole"] < (1e-4 if precision == "None" else 0.2) * max(1, found["moved"])
+    assert found["back"] < 1e-5
+    if lora == "weak":
+        assert found["whole bytes"] == found["partly bytes"], "int8 and fp8 stay small"
+
+
+def run(comfy, prompt: dict):
+    done = comfy.run(prompt)
+    assert done.status == "success", done.error
+    return done
+
+
+def loads(comfy, name: str) -> int:
+    return comfy.log_text().count(f"Lumina-mGPT: loaded {name} ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_free_gives_the_memory_back(comfy):
+    """Within 5 % of what was loaded; asked twice, because the host frees in its own time."""
+    folder = comfy.base / "models" / "lumina_mgpt" / "roomy"
+    nbytes = large.build(folder, large.SMALL, 1)
+    run(comfy, graph(text="so that everything is imported"))
+    comfy.get_bytes("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)
+    before = comfy.memory()
+    run(comfy, graph(model="roomy", width=32, height=32, precision="bf16", text="a circle"))
+    held = comfy.memory()
+    assert held - before > 0.8 * nbytes
+    comfy.get_bytes("/free", {"unload_models": True, "free_memory": True})
+    end = time.monotonic() + 30
+    while comfy.memory() - before > 0.05 * nbytes and time.monotonic() < end:
+        time.sleep(0.5)
+    assert comfy.memory() - before <= 0.05 * nbytes
+
+
+def test_two_loaders_of_the_same_files_share_the_weights(comfy):
+    comfy.get_bytes("/free", {"unload_models": True, "free_memory": True})
+    prompt, before = graph(model="owner/packed.safetensors"), loads(comfy, "owner/packed.safetensors")
+    prompt["6"] = json.loads(json.dumps(prompt[LOAD]))
+    prompt["6"]["inputs"]["download"] = "off"  # so that the host does not take them for one node
+    prompt[SAMPLE]["inputs"]["model"] = ["6", 0]
+    run(comfy, prompt)
+    assert loads(comfy, "owner/packed.safetensors") == before + 1
+
+
+@pytest.mark.parametrize("make", [graph, one_box])
+def test_prompts_in_a_row_load_once(comfy, make):
+    """Each workflow by itself: older hosts forget a workflow when another one runs."""
+    run(comfy, make(seed=30))
+    before = loads(comfy, "tiny")
+    for seed in (31, 32):
+        run(comfy, make(seed=seed, text="a blue square"))
+    assert loads(comfy, "tiny") == before
+
+
+def test_without_a_cache_both_ways_of_drawing_work(comfy):
+    other = Comfy(comfy.host)
+    try:
+        other.start("--cache-none")
+        one, two = run(other, graph()), run(other, one_box())
+        assert other.pictures(one)[0] and len(other.pictures(two)) == 1
+        third = run(other, one_box(width=0, height=0, model="nano-mgpt2"))
+        assert len(other.pictures(third)) == 1
+    finally:
+        other.stop()
