@@ -2,11 +2,12 @@
 
 from .best import agreements, best, decoded, given_scores, likelihoods, question_of, question_prompts
 from .chat import Answered, Chat
+from .detection import Detections, detections
 from .errors import CheckpointError, InputError, LuminaError, PictureError
 from .families import Model, bundled, default_dtype, find, listing, load, tasks, vq_file
 from .fetching import Download
 from .hub import RELEASES
-from .image import from_tensor, to_tensor
+from .image import from_tensor, to_mask, to_tensor
 from .lora import SUFFIXES as LORA_SUFFIXES
 from .lora import Lora
 from .lora import read as read_lora
@@ -14,6 +15,7 @@ from .memory import decode_nbytes, pass_nbytes, sampling_nbytes
 from .prompts import Prompt
 from .quant import FORMATS
 from .redraw import redraw, size_kept
+from .request import Request, ask, settings, task_of, working_size
 from .restoration import COLOURS, TILING, Restoration, Restored
 from .sampling import (
     MODES,
@@ -26,6 +28,7 @@ from .sampling import (
     generate,
 )
 from .sampling.choose import Ranking
+from .segments import masks_of
 from .unirep import UNIT, TokenGrid
 
 __version__ = "0.1.0"
@@ -46,6 +49,7 @@ __all__ = [
     "InputError",
     "Lora",
     "LuminaError",
+    "Detections",
     "Model",
     "PictureError",
     "PictureFinished",
@@ -54,16 +58,19 @@ __all__ = [
     "Ranking",
     "Restoration",
     "Restored",
+    "Request",
     "RowFinished",
     "Sampling",
     "TextPiece",
     "TokenGrid",
     "agreements",
     "best",
+    "ask",
     "bundled",
     "decode_nbytes",
     "decoded",
     "default_dtype",
+    "detections",
     "find",
     "from_tensor",
     "generate",
@@ -78,7 +85,12 @@ __all__ = [
     "redraw",
     "sampling_nbytes",
     "size_kept",
+    "masks_of",
+    "settings",
+    "task_of",
     "tasks",
+    "to_mask",
     "to_tensor",
     "vq_file",
+    "working_size",
 ]

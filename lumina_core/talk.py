@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from . import Answered, Chat, InputError, Model, Progress, Restoration, Sampling, generate, many
@@ -99,11 +99,10 @@ def settings(model: Model, task: str, args: argparse.Namespace) -> Sampling:
 
 
 def read_picture(file: Path) -> Image.Image:
-    """A picture file, or an `InputError` saying what is wrong with it."""
+    """A picture file, turned as its camera says, or an `InputError` saying what is wrong with it."""
     try:
         with Image.open(file) as picture:
-            picture.load()
-            return picture
+            return ImageOps.exif_transpose(picture).copy()
     except FileNotFoundError:
         raise InputError(f"--image: there is no file '{file}'.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
