@@ -23,12 +23,13 @@ def workflow(request) -> dict:
 
 
 def values(node: dict) -> dict:
-    """The saved widget values of one of our nodes by name; a seed is followed by what happens to it."""
+    """The saved widget values of one of our nodes by name; a seed is followed by what happens to it.
+
+    Optional inputs that came after the file was saved have no value in it.
+    """
     saved, found = list(node["widgets_values"]), {}
     for name, kind, group in FROZEN[node["type"]]["inputs"]:
-        if kind in WIDGETS and (
-            saved or group == "required"
-        ):  # one may be saved before an optional input came
+        if kind in WIDGETS and (saved or group == "required"):
             found[name] = saved.pop(0)
             if name == "seed":
                 found["control"] = saved.pop(0)
