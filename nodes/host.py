@@ -201,7 +201,7 @@ def fetch(name: str) -> str:
     """Fetches a release into the first model folder, unless all of it is there; its name in the menu."""
     folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
     try:
-        lumina_core.vq_file(folder / name)
+        lumina_core.vq_file(checkpoints().get(name, folder / name))
         return name
     except LuminaError:  # something lacks
         pass

@@ -17,7 +17,11 @@ try {
     const near = ['data:', 'blob:'].includes(asked.protocol) || asked.host === new URL(url).host
     return near ? route.continue() : route.abort()
   })
-  await context.request.post(`${url}/api/settings/Comfy.TutorialCompleted`, { data: 'true' })
+  // the page opens with a workflow of its own, whose missing model it would mark in ours
+  const settings = { 'Comfy.TutorialCompleted': true, 'Comfy.Workflow.ShowMissingModelsWarning': false }
+  for (const [name, value] of Object.entries(settings)) {
+    await context.request.post(`${url}/api/settings/${name}`, { data: String(value) })
+  }
   await page.goto(url, { waitUntil: 'domcontentloaded', timeout: 120000 })
   await page.waitForFunction((id) => globalThis.app?.graph && globalThis.LiteGraph?.registered_node_types[id], node, { timeout: 120000 })
 
@@ -42,6 +46,7 @@ try {
   await page.waitForFunction(() => globalThis.app.graph._nodes.some((n) => n.imgs?.length), null, { timeout: 20000 })
     .catch(() => {})
   report.pictures = await page.evaluate(() => globalThis.app.graph._nodes.flatMap((n) => n.imgs ?? []).map((i) => [i.naturalWidth, i.naturalHeight]))
+  report.marked = await page.evaluate(() => globalThis.app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type))
   await page.screenshot({ path: `${folder}/graph.png` })
 
   await page.evaluate((id) => {

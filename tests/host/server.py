@@ -32,7 +32,7 @@ from tests import tiny
 from tests.core import checkpoints
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDER = "Some-folder.name"  # the extension's folder under custom_nodes: any name must do
+FOLDER = "Some_folder-name"  # the extension's folder under custom_nodes: any name does, but see README for help pages
 
 
 def find_host() -> Path | None:
@@ -71,7 +71,7 @@ class Run:
 class Comfy:
     """A running server."""
 
-    def __init__(self, host: Path):
+    def __init__(self, host: Path, folder: str = FOLDER):
         self.host, self.python = host, find_python(host)
         self.base = Path(tempfile.mkdtemp(prefix="lumina-host-"))
         for name in (
@@ -86,7 +86,7 @@ class Comfy:
             "extra",
         ):
             (self.base / name).mkdir(parents=True)
-        (self.base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
+        (self.base / "custom_nodes" / folder).symlink_to(ROOT, target_is_directory=True)
         self._make_checkpoints()
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))

@@ -108,7 +108,7 @@ def test_prompts_in_a_row_load_once(comfy, make):
 
 
 def test_without_a_cache_both_ways_of_drawing_work(comfy):
-    other = Comfy(comfy.host)
+    other = Comfy(comfy.host, folder="A folder.of-any name")
     try:
         other.start("--cache-none")
         one, two = run(other, graph()), run(other, one_box())
