@@ -18,7 +18,7 @@ from torch import nn
 
 from . import weights
 from .errors import CheckpointError, InputError
-from .quant import FORMATS, quantise, restore
+from .quant import quantise, restore
 
 SUFFIXES = (".safetensors", *weights.PICKLES)
 ENDINGS = (  # how a key ends, and which part of the change its tensor is
@@ -66,7 +66,7 @@ class Lora:
         for name, delta in self.deltas.items():
             layer = transformer.get_submodule(name)
             weight, change = layer.weight.data, delta.of(strength, layer.weight.device)
-            kind = next((k for k, dtype in FORMATS.items() if dtype == weight.dtype), None)
+            kind = getattr(layer, "kind", None)
             if kind is None:
                 weight.copy_(weight.float() + change)
                 continue
@@ -82,7 +82,7 @@ class Lora:
         out = {}
         for name, delta in self.deltas.items():
             layer, up = transformer.get_submodule(name), delta.up.float()
-            if layer.weight.dtype in FORMATS.values():
+            if hasattr(layer, "weight_scale"):  # whatever a LoRA that is on it now has made of the weight
                 scale = layer.weight_scale.detach().cpu()
                 up = up / (scale[:, None] if scale.ndim else scale)
             out[f"{name}.lora_up.weight"], out[f"{name}.lora_down.weight"] = up, delta.down.float()

@@ -231,3 +231,13 @@ def test_the_command_line_stacks_them(tiny_folder, model, tmp_path, capsys):
     assert "There is no LoRA 'nowhere.safetensors'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*words, "--lora", f"{style}:nan"])
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_lora_on_the_weights_does_not_change_how_the_next_is_read(tiny_folder, tmp_path, kind):
+    transformer = load(tiny_folder, quantise=kind).transformer
+    lora = read_lora(peft(tmp_path / "style", transformer), transformer)
+    before, layer = lora.tensors(transformer), transformer.get_submodule(Q)
+    layer.set_weight(layer.weight.float() * 9)
+    assert layer.weight.dtype == torch.float16, "too large for small numbers, so kept in 16 bit"
+    assert all(torch.equal(before[name], tensor) for name, tensor in lora.tensors(transformer).items())
