@@ -1,11 +1,12 @@
 """Lumina-mGPT without ComfyUI: load a checkpoint, make a prompt, draw tokens, decode them to a picture."""
 
 from .chat import Answered, Chat
+from .detection import Detections, detections
 from .errors import CheckpointError, InputError, LuminaError, PictureError
 from .families import Model, bundled, default_dtype, find, listing, load, tasks, vq_file
 from .fetching import Download
 from .hub import RELEASES
-from .image import from_tensor, to_tensor
+from .image import from_tensor, to_mask, to_tensor
 from .lora import SUFFIXES as LORA_SUFFIXES
 from .lora import Lora
 from .lora import read as read_lora
@@ -23,6 +24,7 @@ from .rating import (
     question_prompts,
 )
 from .regions import redraw, size_kept
+from .request import Request, ask, settings, task_of, working_size
 from .restoration import COLOURS, TILING, Restoration, Restored
 from .sampling import (
     MODES,
@@ -35,6 +37,7 @@ from .sampling import (
     generate,
 )
 from .sampling.choose import Ranking
+from .segments import masks_of
 from .unirep import UNIT, TokenGrid
 
 __version__ = "0.1.0"
@@ -55,6 +58,7 @@ __all__ = [
     "InputError",
     "Lora",
     "LuminaError",
+    "Detections",
     "Model",
     "PictureError",
     "PictureFinished",
@@ -63,17 +67,20 @@ __all__ = [
     "Ranking",
     "Restoration",
     "Restored",
+    "Request",
     "RowFinished",
     "Sampling",
     "TextPiece",
     "TokenGrid",
     "agreements",
     "best",
+    "ask",
     "bundled",
     "check_candidates",
     "decode_nbytes",
     "decoded",
     "default_dtype",
+    "detections",
     "find",
     "from_tensor",
     "generate",
@@ -88,7 +95,12 @@ __all__ = [
     "redraw",
     "sampling_nbytes",
     "size_kept",
+    "masks_of",
+    "settings",
+    "task_of",
     "tasks",
+    "to_mask",
     "to_tensor",
     "vq_file",
+    "working_size",
 ]

@@ -9,7 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import MODES, LuminaError, Sampling, __version__, commands, talk
+from . import MODES, LuminaError, Sampling, __version__, commands, talk, task
+
+TASKS = (
+    *("depth", "segment", "normals", "pose", "canny", "hed", "detect"),
+    *("edit", "denoise", "control", "subject", "pair"),
+)
+KINDS = ("depth", "canny", "hed", "pose")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     for add in (
         *(add_demo, add_generate, add_inspect, add_convert, add_download),
         *(add_bench, add_conformance, add_train),
-        *(add_restore, add_chat),
+        *(add_restore, add_chat, add_task),
     ):
         add(verbs)
     return top
@@ -211,6 +217,31 @@ def add_chat(verbs: argparse._SubParsersAction) -> None:
     add_sampling_options(p, batch=False)
     p.add_argument("--max-tokens", type=int, help="the longest answer (default: the family's)")
     p.set_defaults(run=talk.run_chat)
+
+
+def add_task(verbs: argparse._SubParsersAction) -> None:
+    p = verbs.add_parser("task", help="depth, segment, edit, ... : a picture to a picture")
+    p.add_argument("name", metavar="NAME", choices=TASKS, help=", ".join(TASKS))
+    add_model_options(p)
+    text = "picture to ask about; several times for several pictures, each answered alone (none for pair)"
+    p.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=text)
+    p.add_argument("--prompt", default="", metavar="TEXT", help="what to draw, to change or to find")
+    p.add_argument(
+        "--kind", choices=KINDS, default="depth", help="the map of control and pair (default: depth)"
+    )
+    p.add_argument("--subject", default="", metavar="TEXT", help="what the thing of subject is")
+    p.add_argument("--template", default="", metavar="TEXT", help="your own words for the published ones")
+    text = "pixels the model works at, multiples of 32 (default: near the picture's proportions)"
+    p.add_argument("--size", type=size, metavar="WxH", help=text)
+    p.add_argument(
+        "--fit", choices=["stretch", "crop"], help="how the picture comes to it (default: stretch)"
+    )
+    add_sampling_options(p)
+    text = (
+        "PNG to write, several are numbered (default: NAME.png); detect writes its boxes to a .json beside it"
+    )
+    p.add_argument("--out", type=Path, metavar="FILE", help=text)
+    p.set_defaults(run=task.run_task)
 
 
 def add_vq_option(p: argparse.ArgumentParser) -> None:

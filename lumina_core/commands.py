@@ -23,6 +23,7 @@ from . import (
     Progress,
     Prompt,
     Sampling,
+    TokenGrid,
     default_dtype,
     generate,
     load,
@@ -87,15 +88,20 @@ def settings(model: Model, args: argparse.Namespace) -> Sampling:
 
 def draw(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing") -> list[np.ndarray]:
     """The pictures (H, W, 3) of a prompt, with a progress bar on a terminal when it takes more than two seconds."""
-    pictures = []
+    return [model.decode(grid.codes) for grid in draw_grids(model, prompt, sampling, label)]
+
+
+def draw_grids(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing") -> list[TokenGrid]:
+    """The codes of the pictures of a prompt, with the same progress bar."""
+    grids = []
     with tqdm(desc=label, unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
         for event in generate(model.transformer, model.vocabulary, prompt, sampling):
             if isinstance(event, Progress):
                 bar.total = event.total
                 bar.update(event.done - bar.n)
             elif isinstance(event, PictureFinished):
-                pictures.append(model.decode(event.grid.codes))
-    return pictures
+                grids.append(event.grid)
+    return grids
 
 
 def default_size(model: Model) -> tuple[int, int]:

@@ -15,6 +15,10 @@ from PIL import Image
 from .errors import InputError
 from .unirep import UNIT
 
+LARGEST = (
+    1 << 26
+)  # pixels that a whole picture is resized to before it is cut; beyond, only the part that stays is
+
 
 def allowed_sizes(target: int, unit: int = UNIT, max_ratio: float = 4.0) -> list[tuple[int, int]]:
     """Sizes (width, height) of about target x target pixels that a checkpoint was trained on, widest first."""
@@ -83,6 +87,16 @@ def crop(
     if picture.size == size:
         return picture
     plan = plan_crop(*picture.size, size)
+    if plan.resize[0] * plan.resize[1] > LARGEST:
+        left, top = at or (plan.anywhere(rng) if rng else plan.centre)
+        x, y = picture.width / plan.resize[0], picture.height / plan.resize[1]
+        box = (
+            left * x,
+            top * y,
+            min((left + size[0]) * x, picture.width),
+            min((top + size[1]) * y, picture.height),
+        )
+        return picture.resize(size, Image.Resampling.BICUBIC, box=box)
     for step in plan.halvings:
         picture = picture.resize(step, Image.Resampling.BOX)
     picture = picture.resize(plan.resize, Image.Resampling.BICUBIC)
@@ -126,6 +140,11 @@ def from_tensor(images: torch.Tensor) -> list[Image.Image]:
     return [
         on_white(Image.fromarray(v.squeeze(-1).numpy() if mode == "L" else v.numpy(), mode)) for v in values
     ]
+
+
+def to_mask(images: torch.Tensor) -> torch.Tensor:
+    """The brightness (B, H, W) in 0..1 of a float batch (B, H, W, 3)."""
+    return images.float().mean(-1)
 
 
 def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, families, hub, memory, quant, weights
+from . import checkpoint, families, memory, quant, weights
 from .checkpoint import Checkpoint, TokenNames
 from .errors import CheckpointError
 from .families import Family, Source
+from .families.trained import tasks_of
 from .transformer import Transformer, TransformerConfig
 from .vq.blocks import VQConfig
 
 VARIANTS = {(4096, 32): "7B", (8192, 48): "34B", (2048, 32): "2B"}  # hidden size, layers
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "fp8"}
-PLAIN_TASKS = {"mgpt1": ("text_to_image", "describe", "chat"), "mgpt2": ("text_to_image", "pair_")}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def inspect(
             family.vocabulary(source, vq.n_embed)
         except CheckpointError as e:
             problems.append(str(e))
-    tasks, basis = _tasks(found, family)
+    tasks, basis = tasks_of(family.id, found.name, found.config)
     vq = vq or memory.PUBLISHED_VQ[family.id]
     return _report(
         found,
@@ -277,25 +277,6 @@ def _image_tokenizer(file: Path) -> Report | None:
         wrong=tuple(wrong),
         problems=tuple(problems),
     )
-
-
-def _tasks(found: Checkpoint, family: Family) -> tuple[tuple[str, ...], str]:
-    """Tasks a checkpoint was trained for, and what says so."""
-    every = tuple(family.templates)
-    said = found.config.get("tasks")
-    if isinstance(said, list) and all(isinstance(t, str) for t in said):
-        return tuple(said), "from the configuration"
-    if family.id not in PLAIN_TASKS:
-        return every, "all of the family"
-    if "omni" in found.name.lower():
-        return every, "from the name: Omni"
-    released = [r.repo.rpartition("/")[2] for r in hub.RELEASES.values() if r.family == family.id]
-    if found.name in released:
-        plain = PLAIN_TASKS[family.id]
-        return tuple(
-            t for t in every if t.startswith(plain)
-        ), "from the name; the rest needs the Omni checkpoint"
-    return every, "of the family; neither configuration nor name tells which it was trained for"
 
 
 def _precision(found: Checkpoint) -> str:

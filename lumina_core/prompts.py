@@ -25,6 +25,8 @@ class Template:
     same_size: bool = False  # the answer has the size of the picture given, unless another is asked for
     subject: str = ""  # what {subject} says when nothing else is given
     text_optional: bool = False  # {prompt} may be empty
+    asks: str = "what to draw, for example 'a red circle, white background'"  # what {prompt} is to say
+    like: str = ""  # the task it is trained as, where it is a special case of another
 
     @property
     def needs_text(self) -> bool:
@@ -54,6 +56,7 @@ def _table(*templates: Template) -> dict[str, Template]:
 
 
 MAPS = {"depth": "depth map", "canny": "canny edge map", "hed": "hed edge map", "pose": "pose estimation map"}
+_CHANGE = "what to change, for example 'make the circle green'"
 _LOWER = {"panels": 2, "images": 1, "given_panel": True}
 MGPT2 = _table(
     TEXT_TO_IMAGE,
@@ -70,7 +73,7 @@ MGPT2 = _table(
     ),
     # The wording of arXiv 2507.17801; the one for editing is not published and phrased after it.
     Template("subject_described", _DESCRIBED.format("{subject}"), subject="the object", **_LOWER),
-    Template("edit", _DESCRIBED.format("the original image"), **_LOWER),
+    Template("edit", _DESCRIBED.format("the original image"), asks=_CHANGE, **_LOWER),
 )
 _DENSE = {"images": 1, "same_size": True}
 MGPT1 = _table(
@@ -81,8 +84,11 @@ MGPT1 = _table(
     Template("depth", f"Depth estimation. {IMAGE}", **_DENSE),
     Template("normals", f"Surface normal estimation. {IMAGE}", **_DENSE),
     Template("pose", f"Human pose estimation. {IMAGE}", **_DENSE),
-    Template("detect", f"Detect: {{prompt}} {IMAGE}", **_DENSE),
-    Template("edit", f"{{prompt}} {IMAGE}", **_DENSE),
+    Template("detect", f"Detect: {{prompt}} {IMAGE}", asks="what to find, for example 'circle'", **_DENSE),
+    Template("edit", f"{{prompt}} {IMAGE}", asks=_CHANGE, **_DENSE),
+    # An editing instruction to change nothing: it cleans a picture of the VQ's noise. The authors tell of the trick but
+    # not of their words; these are ours.
+    Template("denoise", f"Change nothing. {IMAGE}", like="edit", **_DENSE),
     Template(
         "control",
         "Generate an image according to the provided image, and according to the following caption:\n"

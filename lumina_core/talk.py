@@ -99,7 +99,7 @@ def settings(model: Model, task: str, args: argparse.Namespace) -> Sampling:
 
 
 def read_picture(file: Path) -> Image.Image:
-    """A picture file, or an `InputError` saying what is wrong with it."""
+    """A picture file, turned as its camera says, or an `InputError` saying what is wrong with it."""
     try:
         with Image.open(file) as picture:
             return ImageOps.exif_transpose(picture).copy()

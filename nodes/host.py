@@ -33,8 +33,10 @@ from ..lumina_core import (
     LuminaError,
     Model,
     PictureError,
+    PictureFinished,
     Progress,
     Prompt,
+    Request,
     Restored,
     RowFinished,
     Sampling,
@@ -334,6 +336,7 @@ class HostedModel:
         images: Sequence[Image.Image],
         keep: Sequence[TokenGrid] | None = None,
         mask: torch.Tensor | None = None,
+        template: str = "",
     ) -> Prompt:
         """The token prefix of a task; given images are encoded. Of `keep` all is kept that `mask` does not touch.
 
@@ -350,7 +353,7 @@ class HostedModel:
             )
         if keep and size is None:
             size = lumina_core.size_kept(self.model, task, keep)
-        prompt = self.model.prompt(text, task=task, size=size, images=images)
+        prompt = self.model.prompt(text, task=task, size=size, images=images, template=template or None)
         return prompt if keep is None else lumina_core.redraw(prompt, self.model.vocabulary, keep, mask)
 
     def encode(self, images: Sequence[Image.Image], fit: str) -> list[TokenGrid]:
@@ -451,6 +454,60 @@ class HostedModel:
                 yield event
         finally:
             events.close()  # frees the key-value cache at once, also when the run is cancelled
+
+    def asked(
+        self,
+        task: str,
+        images: Sequence[Image.Image],
+        text: str = "",
+        tokens: Sequence[TokenGrid] = (),
+        **options,
+    ) -> list[Request]:
+        """What is asked about each picture, or about the `tokens` it was drawn as; the pictures are encoded."""
+        if tokens and len(tokens) != len(images):
+            raise InputError(
+                f"{len(tokens)} pictures come as tokens and {len(images)} as image; connect tokens and image of the "
+                "same node, or the image alone."
+            )
+        size, side = options.get("size"), options.get("side", 0)
+        sizes = [size or lumina_core.working_size(self.model, task, image, side) for image in images]
+        self._place([self.vq], self._vq_memory(sizes))
+        grids = list(tokens) or [None] * len(images)
+        return [
+            lumina_core.ask(self.model, task, image, text, tokens=grid, **options)
+            for image, grid in _watched(list(zip(images, grids, strict=True)))
+        ]
+
+    def answered(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Request, TokenGrid]]:
+        """The panels that answer, each with its request; every picture is asked about with the same seed."""
+        found = []
+        for n, request in enumerate(requests):
+            if len(requests) > 1:
+                show_on_node(f"picture {n + 1} of {len(requests)}")
+            for event in self.draw(request.prompt, sampling):
+                if isinstance(event, PictureFinished):
+                    found.append((request, request.panel(event.grid)))
+        return found
+
+    def placed(self, answers: Sequence[tuple[Request, TokenGrid]], keep_size: bool = True) -> torch.Tensor:
+        """Answers as an IMAGE batch, brought to lie on their pictures unless their own size is wanted."""
+        self._place([self.vq], self._vq_memory([request.placement.size for request, _ in answers]))
+        drawn = [r.place(self.model.decode(grid.codes), keep_size) for r, grid in _watched(answers)]
+        return lumina_core.to_tensor(drawn).to(mm.intermediate_device())
+
+    def found(
+        self, answers: Sequence[tuple[Request, TokenGrid]], label: str
+    ) -> tuple[torch.Tensor, str, torch.Tensor]:
+        """The boxes that answers show: drawn as an IMAGE batch, as JSON, and as masks."""
+        self._place([self.vq], self._vq_memory([request.placement.size for request, _ in answers]))
+        found = lumina_core.detections(self.model, list(_watched(answers)), label)
+        device = mm.intermediate_device()
+        return lumina_core.to_tensor(found.drawn()).to(device), found.json(), found.masks().to(device)
+
+    def panels(self, prompt: Prompt, sampling: Sampling) -> list[torch.Tensor]:
+        """What is drawn of a prompt of several panels: an IMAGE batch of each panel, from top to bottom."""
+        drawn = [e.grid for e in self.draw(prompt, sampling) if isinstance(e, PictureFinished)]
+        return [self.decode(panels)[0] for panels in zip(*(grid.split() for grid in drawn), strict=True)]
 
     def _place(self, parts: list[ModelPatcher], working: int) -> None:
         mm.load_models_gpu(parts, memory_required=working)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..lumina_core import from_tensor, tasks
 from .host import io, schema, show_on_node
-from .sockets import LuminaPrompt, LuminaTokens, model_socket, size_inputs, text_input
+from .sockets import LuminaPrompt, LuminaTokens, model_socket, size_inputs, template_input, text_input
 
 AS_GIVEN, FREE = "as given", "let the model choose"
 
@@ -57,16 +57,17 @@ class MakePrompt(io.ComfyNode):
                     tooltip="Where the picture of tokens is drawn again, of any size. Every code that a masked pixel "
                     "touches is redrawn: squares of 8 pixels for 2.0, 16 for 1.0. Pixels count from 0.5 on.",
                 ),
+                template_input(),
             ],
             outputs=[LuminaPrompt.Output(display_name="prompt", tooltip="The prompt, for the Sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, model, text, task, width, height, size_mode, image=None, tokens=None, mask=None
+        cls, model, text, task, width, height, size_mode, image=None, tokens=None, mask=None, template=""
     ) -> io.NodeOutput:
         size = (width, height) if size_mode == AS_GIVEN else None
         images = [] if image is None else from_tensor(image)
-        prompt = model.prompt(text, task, size, images, tokens, mask)
+        prompt = model.prompt(text, task, size, images, tokens, mask, template)
         show_on_node(f"{len(prompt.tokens)} tokens")
         return io.NodeOutput(prompt)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..lumina_core import MODES
-from .host import PRECISIONS, advanced, checkpoints, io
+from ..lumina_core import MODES, Sampling, settings
+from .host import PRECISIONS, HostedModel, advanced, checkpoints, io
 
 WINDOWS = {"auto": None, **{str(n): n for n in (4, 8, 16, 32, 64)}}
 
@@ -38,14 +38,16 @@ def checkpoint_inputs() -> list[io.Input]:
     ]
 
 
-def text_input() -> io.Input:
+def text_input(
+    placeholder: str = "what to draw",
+    tooltip: str = "What to draw, in words; long, precise descriptions work best with the 7B checkpoints.",
+) -> io.Input:
     return io.String.Input(
         "text",
         multiline=True,
         dynamic_prompts=True,
-        placeholder="what to draw",
-        tooltip="What to draw, in words; long, precise descriptions work best with the 7B checkpoints. "
-        "{red|blue} picks one at random.",
+        placeholder=placeholder,
+        tooltip=f"{tooltip} {{red|blue}} picks one at random.",
     )
 
 
@@ -154,3 +156,139 @@ def batch_input() -> io.Input:
         tooltip="Pictures drawn side by side, 1 to 64. Each needs memory for its tokens: about 1 GB for 1,000 tokens "
         "of a 7B model with guidance.",
     )
+
+
+OWN = -1  # of a setting: what the checkpoint recommends for the task
+
+
+def own_guidance_inputs() -> list[io.Input]:
+    """Guidance inputs that follow the checkpoint and the task unless they are set."""
+    own = "-1 takes what the checkpoint recommends for this task"
+    return [
+        io.Float.Input(
+            "cfg",
+            default=OWN,
+            min=OWN,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            tooltip=f"Classifier-free guidance. {own}: 1 (none) for image tasks of 1.0, 4 for 2.0. Edits that change "
+            "nothing want more, 3 to 8.",
+        ),
+        advanced(
+            io.Float.Input(
+                "temperature",
+                default=OWN,
+                min=OWN,
+                max=10.0,
+                step=0.05,
+                optional=True,
+                tooltip=f"Spread of the random draws. {own}, 1 for the released ones; lower is safer, 0 always takes "
+                "the likeliest token.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "image_top_k",
+                default=OWN,
+                min=OWN,
+                max=16384,
+                optional=True,
+                tooltip=f"Only this many of the likeliest image tokens may be drawn. {own}: 200 for image tasks of "
+                "1.0, 4096 for 2.0; 0 allows all.",
+            )
+        ),
+    ]
+
+
+def resolution_input() -> io.Input:
+    return advanced(
+        io.Int.Input(
+            "resolution",
+            default=0,
+            min=0,
+            max=2048,
+            step=32,
+            optional=True,
+            tooltip="What size the model works at: pixels a side of a square of the same area, a multiple of 32. 0 "
+            "takes the checkpoint's own (512 or 768 for the released ones), which works best.",
+        )
+    )
+
+
+def fit_input(default: str) -> io.Input:
+    return io.Combo.Input(
+        "fit",
+        options=["stretch", "crop"],
+        default=default,
+        optional=True,
+        tooltip="How the image comes to a size that the model works at. stretch: resized there and back, so all of it "
+        "is seen. crop: the middle is cut out, proportions are kept, the rest gets no answer.",
+    )
+
+
+def template_input() -> io.Input:
+    return advanced(
+        io.String.Input(
+            "template",
+            multiline=True,
+            default="",
+            optional=True,
+            tooltip="What is said to the model instead of the published words of this task. {prompt}, {width}, "
+            "{height} and {subject} are filled in; <|image|> stands for the picture. Empty: the published words.",
+        )
+    )
+
+
+def keep_size_input() -> io.Input:
+    return io.Boolean.Input(
+        "keep_size",
+        default=True,
+        optional=True,
+        tooltip="On: the picture comes back at the size of the image and lies on it pixel for pixel. Off: as the model "
+        "drew it.",
+    )
+
+
+def optional(entry: io.Input) -> io.Input:
+    """The input, no longer required."""
+    entry.optional = True
+    return entry
+
+
+def drawing_inputs() -> list[io.Input]:
+    """Optional inputs: how the answer to a task is drawn, and the words the task is put in."""
+    decode = advanced(optional(decode_input()))
+    return [*own_guidance_inputs(), decode, window_input(), template_input()]
+
+
+def task_inputs(*between: io.Input) -> list[io.Input]:
+    """Optional inputs of a task about a picture: how it is fitted, those `between`, then how the answer is drawn."""
+    return [fit_input("stretch"), *between, *drawing_inputs(), resolution_input()]
+
+
+def task_model_socket(task: str) -> io.Input:
+    return LuminaModel.Input(
+        "model",
+        tooltip=f"A model from Lumina-mGPT Load Model that was trained on {task}; of the released ones the Omni "
+        "checkpoints. Another one says what it can do.",
+    )
+
+
+def task_image_input(tooltip: str = "") -> io.Input:
+    what = tooltip or "The picture, or a batch of pictures, of any size; each gets its own answer."
+    return io.Image.Input("image", tooltip=f"{what} Transparency becomes white.")
+
+
+def drawing(
+    model: HostedModel,
+    task: str,
+    seed: int,
+    batch: int = 1,
+    decode: str = "jacobi",
+    window: str = "auto",
+    **set_by_user,
+) -> Sampling:
+    """Sampling settings of a task: those that the user set, for the rest the checkpoint's own."""
+    given = {name: None if value == OWN else value for name, value in set_by_user.items()}
+    return settings(model.model, task, seed=seed, batch=batch, decode=decode, window=WINDOWS[window], **given)

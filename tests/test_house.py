@@ -33,7 +33,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "sampling": {"sampling", "cache", "unirep"},
     "families": {
         *("families", "transformer", "vq", "unirep", "prompts", "text", "image"),
-        *("weights", "checkpoint", "quant"),
+        *("weights", "checkpoint", "quant", "hub"),
     },
 }
 

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..families.base import Family, Model, Source
+from ..families.base import Family, Source
 from ..families.mgpt1 import Mgpt1
 from ..families.mgpt2 import Mgpt2
+from ..families.model import Model
 from ..families.pure import Pure
 from ..text import Tokenizer
 from ..transformer import Transformer, TransformerConfig

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..families.base import Model
+from ..families.model import Model
 from ..prompts import Prompt, answer_text
 from ..sampling import AnswerFinished, PictureFinished, Sampling, generate
 from ..sampling.logits import entropy, top_k_of_entropy

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from ..families import mgpt2
-from ..families.base import Family, Model, Names, Source
+from ..families.base import Family, Names, Source
 from ..families.chameleon import code_names
+from ..families.model import Model
 from ..image import allowed_sizes, on_white
 from ..prompts import IGNORE, Prompt, conversation, encode_training
 from ..text import IMAGE, Tokenizer

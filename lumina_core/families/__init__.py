@@ -17,13 +17,14 @@ from ..text import Tokenizer
 from ..transformer import Transformer
 from ..unirep import Vocabulary
 from ..weights import Entry
-from .base import Defaults, Family, Model, Source
+from .base import Defaults, Family, Source
 from .mgpt1 import Mgpt1
 from .mgpt2 import Mgpt2
+from .model import Model
 from .pure import Pure
+from .trained import bundled, side_of, sizes_of, tasks_of
 
 FAMILIES: tuple[Family, ...] = (Mgpt1(), Mgpt2(), Pure())
-NANO = Path(__file__).parent.parent / "nano"
 LARGE = 1 << 29  # numbers in a transformer from which 16 bit are worth their rounding
 
 __all__ = [
@@ -46,11 +47,6 @@ __all__ = [
     "tasks",
     "vq_file",
 ]
-
-
-def bundled() -> dict[str, Path]:
-    """The checkpoints that ship inside, by name."""
-    return {p.parent.name: p.parent for p in sorted(NANO.glob("*/config.json"))}
 
 
 def tasks() -> tuple[str, ...]:
@@ -331,4 +327,15 @@ def load(
     weights.fill(vq, parts.vq_entries, parts.vq_expected, place, lambda n: report(mine + n, total))
     own = found.config.get("sampling")
     own = own if isinstance(own, Mapping) else {}
-    return Model(found.name, family, transformer, vq, parts.source.tokenizer, parts.vocabulary, own)
+    return Model(
+        found.name,
+        family,
+        transformer,
+        vq,
+        parts.source.tokenizer,
+        parts.vocabulary,
+        own,
+        tasks_of(family.id, found.name, found.config)[0],
+        sizes_of(found.config),
+        side_of(family.id, found.name),
+    )

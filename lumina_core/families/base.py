@@ -1,4 +1,4 @@
-"""What a family is, and what a loaded checkpoint can do."""
+"""What a family is: how to recognise it, its token table, its prompts, its image tokenizer."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
 from ..errors import CheckpointError, InputError
-from ..image import allowed_sizes, crop, nearest_size, on_white, stretch, to_network
+from ..image import nearest_size
 from ..prompts import NO_SIZE, Prompt, Template, encode_conversation, fill
 from ..text import IMAGE, Tokenizer
-from ..transformer import Transformer, TransformerConfig
-from ..unirep import UNIT, TokenGrid, Vocabulary
-from ..vq.decoding import decode
+from ..unirep import TokenGrid, Vocabulary
+
+if TYPE_CHECKING:
+    from .model import Model
 
 log = logging.getLogger(__name__)
 
 IMAGE_START, IMAGE_END, ROW_END, SEPARATOR = "<racm3:break>", "<eoss>", "<reserved08799>", "<reserved08706>"
-FITS = ("crop", "stretch")  # how a picture comes to a size
 GRID_NAME = re.compile(r"<reserved0(8[89]\d\d)>")  # its last four digits less 8800 are the size in units
 
 
@@ -148,29 +148,23 @@ class Family(ABC):
         *,
         task: str = "text_to_image",
         size: tuple[int, int] | None = None,
-        images: Sequence[Image.Image] = (),
+        images: Sequence[Image.Image | TokenGrid] = (),
         template: str | None = None,
         subject: str = "",
         fit: str = "crop",
         crop_seed: int | None = None,
     ) -> Prompt:
-        """The token prefix of a task.
+        """The token prefix of a task, or an `InputError` where the checkpoint has no such task or lacks its input.
 
         `size` is (width, height) in pixels of one panel; None lets the model choose, or keeps the size of the picture
         given where the task is about that picture. `template` replaces the task's wording, `subject` fills its
         {subject}. Pictures are stretched or, with `fit` "crop", cut at the centre; with `crop_seed`, where upstream's
-        random cut may fall.
+        random cut may fall. A `TokenGrid` among the pictures is taken as it is, and gives its own size.
         """
 
     def defaults_for(self, task: str) -> Defaults:
         """The settings upstream recommends for a task."""
         return self.task_defaults.get(task, self.defaults)
-
-    def template(self, task: str) -> Template:
-        """The entry of a task, or an `InputError` that lists the tasks there are."""
-        if task not in self.templates:
-            raise InputError(f"{self.title} has no task '{task}'; it has {', '.join(self.templates)}.")
-        return self.templates[task]
 
     def input_size(self, width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
         """The one of the allowed sizes that a picture of a prompt is cut to."""
@@ -179,9 +173,7 @@ class Family(ABC):
     def check(self, entry: Template, text: str, images: Sequence) -> None:
         """Raises an `InputError` when a task lacks its text or has another number of pictures than it takes."""
         if entry.needs_text and not text.strip():
-            raise InputError(
-                "The prompt is empty; say what to draw, for example 'a red circle, white background'."
-            )
+            raise InputError(f"The prompt is empty; say {entry.asks}.")
         if entry.images is not None and len(images) != entry.images:
             raise InputError(f"Task '{entry.task}' takes {entry.images} picture(s); {len(images)} given.")
 
@@ -215,6 +207,15 @@ class Family(ABC):
         grids = [self._grid(model, p, target, rng) for p in pictures]
         units = model.check_size(*size) if size else None
         return self.compose(model, turns, grids, task="chat", expects=self.answers, units=units)
+
+    def own(self, model: Model, grid: TokenGrid) -> TokenGrid:
+        """The grid, or an `InputError` where another family drew it."""
+        if grid.family != self.id:
+            raise InputError(
+                f"The tokens are of family {grid.family}; '{model.name}' is of family {self.id}. Give it the picture "
+                "instead of the tokens."
+            )
+        return grid
 
     def _grid(
         self, model: Model, picture: TokenGrid | Image.Image, target: int | None, rng: random.Random | None
@@ -273,129 +274,3 @@ class Family(ABC):
             self.entropy_top_k,
             self.guidance_decay,
         )
-
-
-@dataclass(eq=False)
-class Model:
-    """A loaded checkpoint: transformer, image tokenizer, text tokenizer and the tables that join them."""
-
-    name: str
-    family: Family
-    transformer: Transformer
-    vq: nn.Module
-    tokenizer: Tokenizer
-    vocabulary: Vocabulary
-    sampling: Mapping[str, float] = field(
-        default_factory=dict
-    )  # config.json's own "sampling", where it has one
-    config: TransformerConfig = field(init=False)
-
-    def __post_init__(self):
-        self.config = self.transformer.config
-
-    @property
-    def defaults(self) -> Defaults:
-        """The family's recommended settings, with those that this checkpoint names for itself."""
-        own = {f.name: self.sampling[f.name] for f in fields(Defaults) if f.name in self.sampling}
-        for name, value in own.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise CheckpointError(
-                    f"config.json of '{self.name}': sampling '{name}' is {value!r}, no number."
-                )
-        return replace(self.family.defaults, **own)
-
-    def defaults_for(self, task: str) -> Defaults:
-        """The recommended settings of a task, with those that this checkpoint names for itself."""
-        own = {f.name: self.sampling[f.name] for f in fields(Defaults) if f.name in self.sampling}
-        return replace(self.family.defaults_for(task), **own)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return tuple(self.family.templates)
-
-    def template(self, task: str) -> Template:
-        """The entry of a task, or an `InputError` that lists the tasks there are."""
-        return self.family.template(task)
-
-    @property
-    def target(self) -> int:
-        """Pixels a side of the square whose allowed sizes pictures of a prompt are cut to.
-
-        Upstream's own default of 512, or less where such a picture would take half of the positions.
-        """
-        k, room = self.vocabulary.latents_per_unit, self.config.max_position_embeddings // 2
-        most = min(512 // UNIT, max(self.vocabulary.grid))
-        fits = (n for n in range(most, 1, -1) if k * n * (k * n + 1) + 4 <= room)
-        return next(fits, 1) * UNIT
-
-    @property
-    def own_size(self) -> tuple[int, int]:
-        """Width and height in pixels where nobody asks for a size: a usual square that leaves room for text."""
-        for side in (768, 512):
-            rows, columns = self.vocabulary.codes_shape((side // UNIT, side // UNIT))
-            if rows * (columns + 1) + 256 <= self.config.max_position_embeddings:
-                return side, side
-        return 64, 64
-
-    def sizes(self, target: int | None = None) -> list[tuple[int, int]]:
-        """The allowed sizes (width, height) of a target square, those that this checkpoint has size tokens for."""
-        grid = self.vocabulary.grid
-        return [s for s in allowed_sizes(target or self.target) if all(side // UNIT in grid for side in s)]
-
-    def prompt(self, text: str, **options) -> Prompt:
-        """The token prefix for a text; see `Family.prompt`."""
-        return self.family.prompt(self, text, **options)
-
-    def converse(self, turns: Sequence[str | None], pictures: Sequence = (), **options) -> Prompt:
-        """The token prefix of a conversation of several turns; see `Family.converse`."""
-        return self.family.converse(self, turns, pictures, **options)
-
-    def check_size(self, width: int, height: int) -> tuple[int, int]:
-        """Grid units (height, width) of a size in pixels, or an `InputError` saying what is allowed."""
-        most = max(self.vocabulary.grid)
-        for name, side in (("width", width), ("height", height)):
-            if side <= 0 or side % UNIT or side // UNIT > most:
-                low = max(UNIT, min(side // UNIT, most) * UNIT)
-                raise InputError(
-                    f"{name} is {side}; it must be a multiple of {UNIT} from {UNIT} to {most * UNIT}. Try {low}."
-                )
-        return height // UNIT, width // UNIT
-
-    @torch.inference_mode()
-    def encode(
-        self,
-        picture: Image.Image,
-        size: tuple[int, int] | None = None,
-        fit: str = "crop",
-        rng: random.Random | None = None,
-    ) -> TokenGrid:
-        """The codes of a picture at `size` (width, height): stretched, or cropped at the centre or where `rng` says.
-
-        Without a size a crop cuts each side down to whole units, a stretch takes the nearest whole units.
-        """
-        picture = on_white(picture)
-        if fit not in FITS:
-            raise InputError(f"fit is '{fit}'; it may be {' or '.join(FITS)}.")
-        if size is None:
-            whole = int if fit == "crop" else round
-            size = tuple(max(1, whole(side / UNIT)) * UNIT for side in picture.size)
-        pixels = to_network(stretch(picture, size) if fit == "stretch" else crop(picture, size, rng=rng))
-        weight = self.vq.quant_conv.weight
-        codes = self.vq.encode(pixels.to(vq_device(self.vq), weight.dtype))
-        return TokenGrid(codes[0].cpu(), self.family.id)
-
-    @torch.inference_mode()
-    def decode(self, codes: torch.Tensor) -> np.ndarray:
-        """The picture (H, W, 3) in bytes of a code grid (h, w)."""
-        if int(codes.max()) >= self.vq.config.n_embed:
-            raise InputError(
-                f"The tokens hold code {int(codes.max())}; the image tokenizer of '{self.name}' has "
-                f"{self.vq.config.n_embed} codes. Decode with the checkpoint that drew them."
-            )
-        pixels = decode(self.vq, codes[None].to(vq_device(self.vq)))
-        return self.vq.to_uint8(pixels)[0].cpu().numpy()
-
-
-def vq_device(vq: nn.Module) -> torch.device:
-    """Where the image tokenizer computes: a host may hold offloaded weights elsewhere and says so in `device`."""
-    return getattr(vq, "device", None) or vq.quant_conv.weight.device

@@ -12,7 +12,8 @@ from PIL import Image
 from ..errors import CheckpointError
 from ..prompts import Prompt
 from ..unirep import TokenGrid, Vocabulary
-from .base import IMAGE_END, IMAGE_START, ROW_END, SEPARATOR, Family, Model, Names, Source
+from .base import IMAGE_END, IMAGE_START, ROW_END, SEPARATOR, Family, Names, Source
+from .model import Model
 
 PUBLISHED = {IMAGE_START: 8197, IMAGE_END: 8196, ROW_END: 8803, SEPARATOR: 8710}
 PUBLISHED_SIZE = 65536
@@ -55,13 +56,13 @@ class ChameleonFamily(Family):
         *,
         task: str = "text_to_image",
         size: tuple[int, int] | None = None,
-        images: Sequence[Image.Image] = (),
+        images: Sequence[Image.Image | TokenGrid] = (),
         template: str | None = None,
         subject: str = "",
         fit: str = "crop",
         crop_seed: int | None = None,
     ) -> Prompt:
-        entry = self.template(task)
+        entry = model.template(task)
         self.check(entry, text, images)
         units = model.check_size(*size) if size else None
         rng = random.Random(crop_seed) if crop_seed is not None else None
@@ -75,11 +76,13 @@ class ChameleonFamily(Family):
     def read(
         self,
         model: Model,
-        picture: Image.Image,
+        picture: Image.Image | TokenGrid,
         size: tuple[int, int] | None,
         fit: str,
         rng: random.Random | None,
     ) -> TokenGrid:
         """The codes of a picture of a prompt, at `size` or at the allowed size that keeps most of it."""
+        if isinstance(picture, TokenGrid):
+            return self.own(model, picture)
         size = size or self.input_size(*picture.size, model.sizes())
         return model.encode(picture, size, fit, rng)

@@ -12,9 +12,10 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..prompts import MGPT2, Prompt
-from ..unirep import Vocabulary
+from ..unirep import TokenGrid, Vocabulary
 from ..vq import movq
-from .base import IMAGE_END, IMAGE_START, ROW_END, SEPARATOR, Defaults, Family, Model, Names, Source
+from .base import IMAGE_END, IMAGE_START, ROW_END, SEPARATOR, Defaults, Family, Names, Source
+from .model import Model
 
 __all__ = ["IMAGE_END", "IMAGE_START", "ROW_END", "SEPARATOR", "Mgpt2"]
 
@@ -74,13 +75,13 @@ class Mgpt2(Family):
         *,
         task: str = "text_to_image",
         size: tuple[int, int] | None = None,
-        images: Sequence[Image.Image] = (),
+        images: Sequence[Image.Image | TokenGrid] = (),
         template: str | None = None,
         subject: str = "",
         fit: str = "crop",
         crop_seed: int | None = None,
     ) -> Prompt:
-        entry = self.template(task)
+        entry = model.template(task)
         self.check(entry, text, images)
         units = None
         if size is not None:
@@ -93,7 +94,10 @@ class Mgpt2(Family):
                 model, [question, None], (), task=task, expects="image", units=units, panels=entry.panels
             )
         rng = random.Random(crop_seed) if crop_seed is not None else None
-        panel = model.encode(images[0], size, fit, rng)
+        given = images[0]
+        panel = (
+            self.own(model, given) if isinstance(given, TokenGrid) else model.encode(given, size, fit, rng)
+        )
         h, w = model.vocabulary.units(panel.codes)
         question = self.word(entry, text, (h * entry.panels, w), template, subject)
         return self.compose_open(model, question, panel, task=task, panels=entry.panels)

@@ -14,8 +14,9 @@ from ..image import stretch
 from ..prompts import PURE
 from ..unirep import TokenGrid
 from ..vq import llamagen
-from .base import Defaults, Model, Source
+from .base import Defaults, Source
 from .chameleon import CODE_NAME, CODES, PUBLISHED_SIZE, ChameleonFamily
+from .model import Model
 
 
 def looks_like_pure(source: Source) -> bool:
@@ -70,11 +71,13 @@ class Pure(ChameleonFamily):
     def read(
         self,
         model: Model,
-        picture: Image.Image,
+        picture: Image.Image | TokenGrid,
         size: tuple[int, int] | None,
         fit: str,
         rng: random.Random | None,
     ) -> TokenGrid:
+        if isinstance(picture, TokenGrid):
+            return self.own(model, picture)
         # Upstream's script brings every picture to the target square first, proportions or not.
         square = (model.target, model.target)
         return super().read(model, stretch(picture, size or square), size, fit, rng)

@@ -1,0 +1,182 @@
+"""What a loaded checkpoint can do: prompts for its tasks, pictures to codes and back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ..errors import CheckpointError, InputError
+from ..image import allowed_sizes, crop, on_white, stretch, to_network
+from ..prompts import Prompt, Template
+from ..text import Tokenizer
+from ..transformer import Transformer, TransformerConfig
+from ..unirep import UNIT, TokenGrid, Vocabulary
+from ..vq.decoding import decode
+from .base import Defaults, Family
+from .trained import able
+
+FITS = ("crop", "stretch")  # how a picture comes to a size
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded checkpoint: transformer, image tokenizer, text tokenizer and the tables that join them."""
+
+    name: str
+    family: Family
+    transformer: Transformer
+    vq: nn.Module
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    sampling: Mapping[str, float] = field(
+        default_factory=dict
+    )  # config.json's own "sampling", where it has one; "tasks" in it holds those of single tasks
+    trained: tuple[str, ...] | None = None  # tasks it was trained for; None: all of the family
+    picture_sizes: tuple[tuple[int, int], ...] = ()  # sizes (width, height) of one panel that it names itself
+    side: int | None = None  # pixels a side of the square that its pictures are as large as
+    config: TransformerConfig = field(init=False)
+
+    def __post_init__(self):
+        self.config = self.transformer.config
+
+    @property
+    def defaults(self) -> Defaults:
+        """The family's recommended settings, with those that this checkpoint names for itself."""
+        return self._own(self.family.defaults, self.sampling)
+
+    def defaults_for(self, task: str) -> Defaults:
+        """The recommended settings of a task, with those that this checkpoint names for itself or for the task."""
+        settings = self._own(self.family.defaults_for(task), self.sampling)
+        by_task = self.sampling.get("tasks")
+        by_task = by_task if isinstance(by_task, Mapping) else {}
+        entry = self.family.templates.get(task)
+        mine = by_task.get(task, by_task.get(entry.like) if entry else None)
+        return self._own(settings, mine) if isinstance(mine, Mapping) else settings
+
+    def _own(self, defaults: Defaults, settings: Mapping) -> Defaults:
+        own = {f.name: settings[f.name] for f in fields(Defaults) if f.name in settings}
+        for name, value in own.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise CheckpointError(
+                    f"config.json of '{self.name}': sampling '{name}' is {value!r}, no number."
+                )
+        return replace(defaults, **own)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks it can be asked for."""
+        every = tuple(self.family.templates)
+        if self.trained is None:
+            return every
+        return tuple(t for t in every if {t, self.family.templates[t].like} & set(self.trained))
+
+    def template(self, task: str) -> Template:
+        """The entry of a task, or an `InputError` that lists the tasks there are and says what to load."""
+        if task in self.tasks:
+            return self.family.templates[task]
+        known = task in self.family.templates
+        lacks = "was not trained on" if known else f"is of {self.family.title}, which has no task"
+        other = able(task)
+        load = f" Load {' or '.join(other)} for it." if other else ""
+        raise InputError(f"'{self.name}' {lacks} '{task}'; it has {', '.join(self.tasks)}.{load}")
+
+    @property
+    def target(self) -> int:
+        """Pixels a side of the square whose allowed sizes pictures of a prompt are cut to.
+
+        The checkpoint's own, or upstream's default of 512; less where such a picture would take half of the positions.
+        """
+        own = self.sampling.get("target_size")
+        return self.square(own if isinstance(own, int) and own >= UNIT else 512)
+
+    def square(self, side: int) -> int:
+        """`side`, or less where a picture of side x side pixels would take half of the positions."""
+        k, room = self.vocabulary.latents_per_unit, self.config.max_position_embeddings // 2
+        most = min(side // UNIT, max(self.vocabulary.grid))
+        fits = (n for n in range(most, 1, -1) if k * n * (k * n + 1) + 4 <= room)
+        return next(fits, 1) * UNIT
+
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """Width and height in pixels where nobody asks for a size: its own first, or a square with room for text."""
+        if self.picture_sizes:
+            return self.picture_sizes[0]
+        for side in (768, 512):
+            rows, columns = self.vocabulary.codes_shape((side // UNIT, side // UNIT))
+            if rows * (columns + 1) + 256 <= self.config.max_position_embeddings:
+                return side, side
+        return 64, 64
+
+    def sizes(self, target: int | None = None) -> list[tuple[int, int]]:
+        """The allowed sizes (width, height) of a target square, those that this checkpoint has size tokens for.
+
+        Without a target those it names for itself, or those of its own target.
+        """
+        if target is None and self.picture_sizes:
+            return list(self.picture_sizes)
+        grid = self.vocabulary.grid
+        return [s for s in allowed_sizes(target or self.target) if all(side // UNIT in grid for side in s)]
+
+    def prompt(self, text: str, **options) -> Prompt:
+        """The token prefix for a text; see `Family.prompt`."""
+        return self.family.prompt(self, text, **options)
+
+    def converse(self, turns: Sequence[str | None], pictures: Sequence = (), **options) -> Prompt:
+        """The token prefix of a conversation of several turns; see `Family.converse`."""
+        return self.family.converse(self, turns, pictures, **options)
+
+    def check_size(self, width: int, height: int) -> tuple[int, int]:
+        """Grid units (height, width) of a size in pixels, or an `InputError` saying what is allowed."""
+        most = max(self.vocabulary.grid)
+        for name, side in (("width", width), ("height", height)):
+            if side <= 0 or side % UNIT or side // UNIT > most:
+                low = max(UNIT, min(side // UNIT, most) * UNIT)
+                raise InputError(
+                    f"{name} is {side}; it must be a multiple of {UNIT} from {UNIT} to {most * UNIT}. Try {low}."
+                )
+        return height // UNIT, width // UNIT
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        picture: Image.Image,
+        size: tuple[int, int] | None = None,
+        fit: str = "crop",
+        rng: random.Random | None = None,
+    ) -> TokenGrid:
+        """The codes of a picture at `size` (width, height): stretched, or cropped at the centre or where `rng` says.
+
+        Without a size a crop cuts each side down to whole units, a stretch takes the nearest whole units.
+        """
+        picture = on_white(picture)
+        if fit not in FITS:
+            raise InputError(f"fit is '{fit}'; it may be {' or '.join(FITS)}.")
+        if size is None:
+            whole = int if fit == "crop" else round
+            size = tuple(max(1, whole(side / UNIT)) * UNIT for side in picture.size)
+        pixels = to_network(stretch(picture, size) if fit == "stretch" else crop(picture, size, rng=rng))
+        weight = self.vq.quant_conv.weight
+        codes = self.vq.encode(pixels.to(vq_device(self.vq), weight.dtype))
+        return TokenGrid(codes[0].cpu(), self.family.id)
+
+    @torch.inference_mode()
+    def decode(self, codes: torch.Tensor) -> np.ndarray:
+        """The picture (H, W, 3) in bytes of a code grid (h, w)."""
+        if int(codes.max()) >= self.vq.config.n_embed:
+            raise InputError(
+                f"The tokens hold code {int(codes.max())}; the image tokenizer of '{self.name}' has "
+                f"{self.vq.config.n_embed} codes. Decode with the checkpoint that drew them."
+            )
+        pixels = decode(self.vq, codes[None].to(vq_device(self.vq)))
+        return self.vq.to_uint8(pixels)[0].cpu().numpy()
+
+
+def vq_device(vq: nn.Module) -> torch.device:
+    """Where the image tokenizer computes: a host may hold offloaded weights elsewhere and says so in `device`."""
+    return getattr(vq, "device", None) or vq.quant_conv.weight.device

@@ -1,0 +1,76 @@
+"""The verb of the command line for tasks about a picture: maps, edits, control, subjects, pairs, detection."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import InputError, Model, Sampling, ask, detections, many, settings, task_of
+from .commands import Say, default_size, draw_grids, open_model, writable_folder
+from .files import write_whole
+from .talk import read_picture
+
+
+def run_task(args: argparse.Namespace, say: Say) -> None:
+    out = args.out or Path(f"{args.name}.png")
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out is '{out}'; pictures are written as .png.")
+    if bool(args.image) == (args.name == "pair"):
+        what = "draws from words and takes no --image" if args.image else "needs a picture: --image FILE"
+        raise InputError(f"Task '{args.name}' {what}.")
+    images = [read_picture(file) for file in args.image]
+    writable_folder(out.parent)
+    model = open_model(args)
+    task = task_of(model, args.name, args.kind, args.subject)
+    names = ("seed", "cfg", "temperature", "image_top_k", "decode", "window", "batch")
+    sampling = settings(model, task, **{name: getattr(args, name) for name in names})
+    about = {"task": task, "prompt": args.prompt, "model": model.name, **asdict(sampling)}
+    if args.name == "pair":
+        pictures = drawn_pairs(model, task, args, sampling)
+    else:
+        pictures = answers_to(model, task, images, args, sampling, out, say)
+    for i, picture in enumerate(pictures):
+        file = out if len(pictures) == 1 else out.with_stem(f"{out.stem}_{i:02d}")
+        many.save(file, Image.fromarray(picture), about)
+        say(str(file))
+
+
+def answers_to(
+    model: Model,
+    task: str,
+    images: list[Image.Image],
+    args: argparse.Namespace,
+    sampling: Sampling,
+    out: Path,
+    say: Say,
+) -> list[np.ndarray]:
+    """The answers (H, W, 3) about each picture; boxes that were found are drawn, said and written beside `out`."""
+    whole = args.name != "subject"
+    fit = args.fit or ("stretch" if whole else "crop")
+    size = args.size or (None if whole else default_size(model))
+    how = {"fit": fit, "size": size, "template": args.template, "subject": args.subject}
+    requests = [ask(model, task, image, args.prompt, **how) for image in images]
+    answers = [
+        (request, request.panel(grid))
+        for n, request in enumerate(requests)
+        for grid in draw_grids(model, request.prompt, sampling, f"drawing {n + 1} of {len(requests)}")
+    ]
+    if task != "detect":
+        return [request.place(model.decode(grid.codes), keep_size=whole) for request, grid in answers]
+    found = detections(model, answers, args.prompt.strip())
+    text = found.json()
+    write_whole(out.with_suffix(".json"), lambda part: part.write_text(text + "\n", "utf-8"))
+    say(text)
+    return found.drawn()
+
+
+def drawn_pairs(model: Model, task: str, args: argparse.Namespace, sampling: Sampling) -> list[np.ndarray]:
+    """Picture, map, picture, map, ... of a prompt."""
+    size = args.size or default_size(model)
+    prompt = model.prompt(args.prompt, task=task, size=size, template=args.template or None)
+    grids = draw_grids(model, prompt, sampling)
+    return [model.decode(panel.codes) for grid in grids for panel in grid.split()]
