@@ -29,6 +29,11 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "image": {"unirep"},
     "tiles": {"unirep"},
     "regions": {"prompts", "unirep"},
+    "placement": {"image"},
+    "segments": {"image"},
+    "boxes": set(),
+    "request": {"families", "sampling", "placement", "prompts", "image", "unirep"},
+    "detection": {"families", "request", "boxes", "image", "unirep"},
     "vq": {"vq"},
     "sampling": {"sampling", "cache", "unirep"},
     "families": {
