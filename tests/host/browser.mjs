@@ -7,11 +7,11 @@ import { readFileSync } from 'node:fs'
 const [url, workflow, node, folder, playwright, executablePath] = process.argv.slice(2)
 const { chromium } = createRequire(`${playwright}/`)('playwright-core')
 const browser = await chromium.launch({ executablePath, args: ['--no-sandbox', '--disable-dev-shm-usage'] })
-const report = { faults: [] }
+const report = { faults: [], host: [] } // of this script; of the host's page, where no script is ours
 try {
   const context = await browser.newContext({ viewport: { width: 1600, height: 1000 } })
   const page = await context.newPage()
-  page.on('pageerror', (e) => report.faults.push(String(e)))
+  page.on('pageerror', (e) => report.host.push(String(e)))
   await page.route('**/*', (route) => {
     const asked = new URL(route.request().url())
     const near = ['data:', 'blob:'].includes(asked.protocol) || asked.host === new URL(url).host
