@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import torch
+
 from .events import COUPLED_WINDOW, WINDOWS
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TRIAL = 5  # passes of a window between decisions
 FIRST = 16
+EAGER = 0.6  # how far what a window brings forward may lie above what one pass of it brought, as a share
 _known: WeakKeyDictionary[Transformer, dict[tuple, Pace]] = WeakKeyDictionary()
 
 
@@ -32,8 +35,8 @@ class Pace:
     """Tokens a second of each window, and the choice of the next pass.
 
     Begins in the middle and goes to the neighbour that is not tried yet, wider first, while the best of those tried
-    has one; goes on counting after that. The time of a pass is the least that was seen: others ran on the machine
-    during the rest.
+    has one; goes on counting after that, and comes back to a window that few passes spoke against. The time of a pass
+    is the least that was seen: others ran on the machine during the rest.
     """
 
     def __init__(self, fixed: int | None):
@@ -46,11 +49,17 @@ class Pace:
 
     @classmethod
     def of(cls, contexts: Contexts, sampling: Sampling) -> Pace:
-        """The pace of this model, batch and guidance; kept while the model lives."""
+        """The pace of this model, batch and guidance; kept while the model lives.
+
+        In 16 bit the width of a pass shows in its rounding, so there it must not depend on a clock: the same seed is to
+        give the same picture again.
+        """
         if sampling.window is not None:
             return cls(sampling.window)
         if sampling.decode == "coupled":
             return cls(COUPLED_WINDOW)
+        if contexts.dtype != torch.float32:
+            return cls(FIRST)
         paces = _known.setdefault(contexts.transformer, {})
         key = (contexts.cache.rows, str(contexts.device), contexts.dtype, sampling.cfg, sampling.temperature)
         return paces.setdefault(key, cls(None))
@@ -62,14 +71,19 @@ class Pace:
         yield self.window
         self._last = time.perf_counter() - start
 
-    def note(self, tokens: int) -> None:
-        """Told how many places the pass brought forward; decides on the window now and then."""
+    def note(self, tokens: int, usual: bool = True) -> None:
+        """Told how many places the pass brought forward; decides on the window now and then.
+
+        A pass where the window could not bring what it usually does counts for its time alone.
+        """
         if self.fixed is not None:
             return
         w = self.window
+        self.seconds[w] = min(self.seconds[w], self._last)
+        if not usual:
+            return
         self.passes[w] += 1
         self.tokens[w] += tokens
-        self.seconds[w] = min(self.seconds[w], self._last)
         if self.passes[w] % TRIAL == 0:
             self._decide()
 
@@ -78,8 +92,12 @@ class Pace:
         passes = self.passes[window]
         return self.tokens[window] / passes / self.seconds[window] if passes else 0.0
 
+    def _hope(self, window: int) -> float:
+        """The speed that a window may yet turn out to have."""
+        return self.speed(window) * (1 + EAGER / max(1, self.passes[window]) ** 0.5)
+
     def _decide(self) -> None:
-        best = max(WINDOWS, key=self.speed)
+        best = max(WINDOWS, key=self._hope)
         untried = [w for w in (2 * best, best // 2) if self.passes.get(w) == 0]
         self.window = untried[0] if untried else best
         if not untried and not self.settled:

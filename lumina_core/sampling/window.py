@@ -54,7 +54,9 @@ class WindowPainter(Painter):
             with pace.timed() as window:
                 count = (count + self.step(count, window, most)).clamp(max=self.places)
                 counts = count.tolist()
-            pace.note(min(counts) - least)
+            # the first row has no row above to draft from, and at the end there is less left than a window holds
+            usual = least >= self.stride and self.places - least > window
+            pace.note(min(counts) - least, usual)
             least, most = min(counts), max(counts)
             yield self.progress(least)
             while rows < least // self.stride:

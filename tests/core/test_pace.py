@@ -20,9 +20,9 @@ class Transformer:
     """Only there to be remembered."""
 
 
-def contexts(transformer):
+def contexts(transformer, dtype=torch.float32):
     cache = SimpleNamespace(rows=2)
-    return SimpleNamespace(transformer=transformer, cache=cache, device="cpu", dtype=torch.float32)
+    return SimpleNamespace(transformer=transformer, cache=cache, device="cpu", dtype=dtype)
 
 
 def run(monkeypatch, of: Pace, passes: int, accepted, cost, load=lambda: 1.0) -> list[int]:
@@ -78,6 +78,28 @@ def test_what_was_learnt_is_kept_for_the_next_run_of_the_same_kind(monkeypatch):
 def test_a_window_that_is_set_stays(monkeypatch):
     of = Pace.of(contexts(Transformer()), Sampling(decode="jacobi", window=5))
     assert set(run(monkeypatch, of, 40, lambda w: 1, lambda w: w)) == {5}
+
+
+def test_in_16_bit_the_clock_decides_nothing(monkeypatch):
+    of = Pace.of(contexts(Transformer(), torch.bfloat16), JACOBI)
+    assert set(run(monkeypatch, of, 40, lambda w: 1, lambda w: w)) == {pace.FIRST}
+
+
+def test_a_window_that_had_bad_luck_at_first_is_tried_again(monkeypatch):
+    unlucky = [1] * TRIAL
+    accepted = lambda w: unlucky.pop() if w == 16 and unlucky else {2: 1, 4: 2, 8: 3, 16: 6, 32: 6}[w]  # noqa: E731
+    windows = run(monkeypatch, Pace(None), 200, accepted, lambda w: 1 + w / 16)
+    assert windows[-1] == 16
+
+
+def test_passes_that_could_not_bring_more_count_for_their_time_alone(monkeypatch):
+    of, clock = Pace(None), [0.0]
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
+    for _ in range(3 * TRIAL):
+        with of.timed():
+            clock[0] += 1.0
+        of.note(1, usual=False)
+    assert of.window == pace.FIRST and not of.settled
 
 
 def test_it_says_so_when_drafts_do_not_pay(monkeypatch, caplog):
