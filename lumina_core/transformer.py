@@ -89,8 +89,8 @@ class RMSNorm(nn.Module):
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Root-mean-square norm: statistics in float32, cast back, then the weight."""
-    if x.device.type != "cpu" and _rms_norm is not None:
-        return _rms_norm(x, x.shape[-1:], weight, eps)  # one kernel there; on a CPU it is slower
+    if _rms_norm is not None and (x.device.type != "cpu" or x.dtype == torch.float32):
+        return _rms_norm(x, x.shape[-1:], weight, eps)  # in 16 bit on a CPU it is slower
     f = x.float()
     scale = torch.linalg.vecdot(f, f).unsqueeze(-1).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
     return (f * scale).to(x.dtype) * weight
