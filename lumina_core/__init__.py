@@ -12,7 +12,7 @@ from .lora import Lora
 from .lora import read as read_lora
 from .memory import decode_nbytes, pass_nbytes, sampling_nbytes
 from .prompts import Prompt
-from .quant import FORMATS
+from .quant import KINDS
 from .rating import (
     agreements,
     best,
@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "COLOURS",
-    "FORMATS",
+    "KINDS",
     "LORA_SUFFIXES",
     "MODES",
     "RELEASES",

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import (
-    FORMATS,
+    KINDS,
     InputError,
     Model,
     PictureFinished,
@@ -36,7 +36,7 @@ from .sheet import contact_sheet
 
 Say = Callable[..., None]  # (text, end="\n")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PRECISIONS = ("auto", *DTYPES, *FORMATS)
+PRECISIONS = ("auto", *DTYPES, *KINDS)
 DEMO = (
     ("a red circle on the left and a blue square on the right, white background", (64, 64)),
     ("a large yellow triangle in the center, black background", (64, 64)),
@@ -58,7 +58,7 @@ DEMO = (
 def open_model(args: argparse.Namespace) -> Model:
     """Loads the checkpoint the options name onto the device they name."""
     device = pick_device(args.device)
-    quantise = args.precision if args.precision in FORMATS else None
+    quantise = args.precision if args.precision in KINDS else None
     dtype = DTYPES.get(args.precision) or default_dtype(args.model, device)
     model = load(args.model, vq_path=args.vq, device=device, dtype=dtype, quantise=quantise)
     for file, strength in getattr(args, "lora", ()):

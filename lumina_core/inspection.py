@@ -289,7 +289,7 @@ def _precision(found: Checkpoint) -> str:
 
 
 def _memory(config: TransformerConfig, vq: VQConfig, vq_parameters: int, stored: str):
-    precisions = [p for p in ("fp32", "bf16", "fp8", "int8") if p != "fp32" or stored == "fp32"]
+    precisions = [p for p in ("fp32", "bf16", "fp8", "int8", "nf4") if p != "fp32" or stored == "fp32"]
     if stored in quant.FORMATS:
         precisions = [stored]
     sizes = memory.sizes_offered(vq, config.max_position_embeddings)

@@ -18,6 +18,7 @@ from torch import nn
 
 from . import weights
 from .errors import CheckpointError, InputError
+from .nf4 import NF4Linear
 from .quant import quantise, restore
 
 SUFFIXES = (".safetensors", *weights.PICKLES)
@@ -62,10 +63,13 @@ class Lora:
 
     @torch.no_grad()
     def merge(self, transformer: nn.Module, strength: float = 1.0) -> None:
-        """Adds the changes to the weights where they lie; int8 and fp8 layers get new small numbers and scales."""
+        """Adds the changes to the weights where they lie; quantised layers get new numbers and scales."""
         for name, delta in self.deltas.items():
             layer = transformer.get_submodule(name)
             weight, change = layer.weight.data, delta.of(strength, layer.weight.device)
+            if isinstance(layer, NF4Linear):
+                layer.set_restored(layer.restored() + change)
+                continue
             kind = getattr(layer, "kind", None)
             if kind is None:
                 weight.copy_(weight.float() + change)
@@ -77,11 +81,17 @@ class Lora:
     def tensors(self, transformer: nn.Module) -> dict[str, torch.Tensor]:
         """The changes under kohya's endings and the released names, for a host that patches weights by itself.
 
-        They are in the units of the numbers stored: those of an int8 or fp8 layer are divided by its scale.
+        They are in the units of the numbers stored: those of an int8 or fp8 layer are divided by its scale. An
+        `InputError` for nf4 layers, whose packed weights a host cannot patch.
         """
         out = {}
         for name, delta in self.deltas.items():
             layer, up = transformer.get_submodule(name), delta.up.float()
+            if isinstance(layer, NF4Linear):
+                raise InputError(
+                    f"LoRA '{self.name}' cannot be applied to a model loaded in nf4. Load the model in int8, fp8 or "
+                    "bf16."
+                )
             if hasattr(layer, "weight_scale"):  # whatever a LoRA that is on it now has made of the weight
                 scale = layer.weight_scale.detach().cpu()
                 up = up / (scale[:, None] if scale.ndim else scale)
@@ -97,7 +107,7 @@ def read(path: str | Path, transformer: nn.Module) -> Lora:
     """
     file = _file(Path(path).expanduser())
     shapes = {
-        name: tuple(m.weight.shape)
+        name: (m.out_features, m.in_features) if isinstance(m, nn.Linear) else tuple(m.weight.shape)
         for name, m in transformer.named_modules()
         if isinstance(m, nn.Linear | nn.Embedding)
     }

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from .prompts import Prompt
 
 PROMPT = 128  # tokens reckoned for the text in front of a picture
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}  # of one weight of a layer's Linear
+BYTES = {
+    "fp32": 4,
+    "bf16": 2,
+    "fp16": 2,
+    "fp8": 1,
+    "int8": 1,
+    "nf4": 0.5625,
+}  # of one weight of a layer's Linear
 # What the three released image tokenizers are, for checkpoints whose own is not there yet.
 PUBLISHED_VQ = {
     "mgpt1": VQConfig(128, (1, 1, 2, 2, 4), 2, frozenset(), 256, 256, 8192),
@@ -54,9 +61,9 @@ def parameters(config: TransformerConfig) -> tuple[int, int]:
 
 
 def weights_nbytes(config: TransformerConfig, precision: str) -> int:
-    """Bytes of the transformer's weights; with 'int8' and 'fp8' all but the layers' Linears stay at 16 bit."""
+    """Bytes of the transformer's weights; with 'int8', 'fp8' and 'nf4' all but the layers' Linears stay at 16 bit."""
     linear, rest = parameters(config)
-    return linear * BYTES[precision] + rest * max(2, BYTES[precision])
+    return int(linear * BYTES[precision]) + rest * max(2, BYTES[precision])
 
 
 def tokens(vq: VQConfig, size: tuple[int, int]) -> int:

@@ -4,7 +4,7 @@ On disk `X.weight` holds the small numbers and `X.weight_scale` (float32; (rows,
 multiply them by; `X.comfy_quant` repeats the format of fp8 in ComfyUI's convention. In memory the same two tensors
 stay; the product is taken in the input's type and scaled after, so the weights are expanded in every pass: this saves
 memory, not time (`torch._weight_int8pack_mm` was slower than that in fp32 on a CPU). Layers with a bias, embeddings,
-norms and the output head are never quantised.
+norms and the output head are never quantised. A third kind, nf4, is made while loading and never stored; see `nf4`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import nf4
 from .errors import CheckpointError
 
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+KINDS = (*FORMATS, "nf4")  # what float weights can be made into while they are loaded
 LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max}
 SCALE, COMFY = ".weight_scale", ".comfy_quant"
 
@@ -141,13 +143,19 @@ def scaled_linear(base: type[nn.Linear]) -> type[nn.Linear]:
 
 
 def swap(module: nn.Module, names: Iterable[str], kind: str, ops=nn) -> None:
-    """Replaces the named Linears of a module on the `meta` device by scaled ones, still empty."""
-    cls = scaled_linear(ops.Linear)
+    """Replaces the named Linears of a module on the `meta` device by quantised ones, still empty.
+
+    An `InputError` where nf4 is wanted and its package is missing.
+    """
+    if kind == "nf4":
+        nf4.bitsandbytes()
+    cls = None if kind == "nf4" else scaled_linear(ops.Linear)
     for name in names:
         owner, _, leaf = name.rpartition(".")
         parent = module.get_submodule(owner)
         old = getattr(parent, leaf)
-        setattr(parent, leaf, cls(old.out_features, old.in_features, kind))
+        sizes = (old.out_features, old.in_features)
+        setattr(parent, leaf, cls(*sizes, kind) if cls else nf4.NF4Linear(*sizes))
 
 
 def stored_shapes(plain: nn.Module, entries: Mapping) -> dict[str, tuple[int, ...]]:
@@ -190,6 +198,9 @@ def placer(device, dtype: torch.dtype, scaled: set[str] = frozenset(), kind: str
     def place(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         owner, _, leaf = name.rpartition(".")
         if owner in scaled and leaf == "weight":
+            if kind == "nf4":  # on the device, which is much faster where it is a graphics card
+                small, scale = nf4.quantise(tensor.to(device))
+                return {leaf: small, "weight_scale": scale}
             if tensor.dtype == FORMATS[kind]:
                 return {leaf: tensor.to(device)}
             small, scale = quantise(tensor, kind)

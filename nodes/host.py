@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "lumina_mgpt"  # under models/, and the key in extra_model_paths.yaml
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PRECISIONS = ("auto", *FLOATS, *lumina_core.FORMATS)
+PRECISIONS = ("auto", *FLOATS, *lumina_core.KINDS)
 CUT_SHORT = {  # why a free answer ended that the model did not end
     "limit": "was cut at the longest length there is",
     "picture": "ends before a picture that does not fit into the model's positions",
@@ -261,7 +261,7 @@ def load(name: str, precision: str) -> HostedModel:
         raise CheckpointError(fault)
     path = checkpoints()[name]
     dtype = FLOATS.get(precision) or lumina_core.default_dtype(path, mm.get_torch_device())
-    quantise = precision if precision in lumina_core.FORMATS else None
+    quantise = precision if precision in lumina_core.KINDS else None
     key = (fingerprint(name), dtype, quantise)
     hosted = _hosted.get(key)
     if hosted is None:

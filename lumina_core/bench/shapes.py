@@ -21,6 +21,10 @@ from ..vq import chameleon, llamagen, movq
 from ..vq.blocks import VQConfig
 
 PROMPT = 60  # tokens of text in front of a picture, about those of a long caption
+DEVIATIONS = {
+    torch.int8: 73.0,
+    torch.uint8: 0.52,
+}  # of small numbers that are filled evenly; nf4 is packed in uint8
 TOKENIZERS = {"mgpt1": chameleon.ChameleonVQ, "mgpt2": movq.MoVQ, "pure": llamagen.LlamaGenVQ}
 
 
@@ -90,11 +94,12 @@ def build(name: str, shape: Shape, device: torch.device, precision: str) -> Mode
         transformer = Transformer(shape.config, weights.Bare, dtype=floats.get(precision, torch.bfloat16))
         vq = TOKENIZERS[shape.family](shape.vq, weights.Bare)
     _refuse_if_short(name, shape, device, precision, sum(p.numel() for p in vq.parameters()))
-    if precision in quant.FORMATS:
+    if precision in quant.KINDS:
         quant.swap(transformer, quant.eligible(transformer), precision, weights.Bare)
+    small = torch.uint8 if precision == "nf4" else quant.FORMATS.get(precision)
     generator = torch.Generator(device).manual_seed(0)
     for module in (transformer, vq):
-        _fill(module, device, generator, quant.FORMATS.get(precision))
+        _fill(module, device, generator, small)
     transformer.lay_weights_together()
     family = next(f for f in FAMILIES if f.id == shape.family)
     return Model(f"random {name}", family, transformer, vq, None, vocabulary(shape))
@@ -159,10 +164,12 @@ def _fill(
         for leaf, p in list(part.named_parameters(recurse=False)):
             values = torch.empty(p.shape, dtype=p.dtype, device=device)
             if leaf == "weight_scale":
-                deviation = 73.0 if small == torch.int8 else 1.0  # of the small numbers
+                deviation = DEVIATIONS.get(small, 1.0)
                 values.fill_(part.in_features**-0.5 / deviation)
             elif scaled and small == torch.int8:
                 values = torch.randint(-127, 128, p.shape, dtype=small, device=device, generator=generator)
+            elif scaled and small == torch.uint8:
+                values = torch.randint(0, 256, p.shape, dtype=small, device=device, generator=generator)
             elif leaf == "bias":
                 values.zero_()
             elif "norm" in type(part).__name__.lower():

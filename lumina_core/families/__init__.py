@@ -303,12 +303,13 @@ def load(
     """Loads a checkpoint: a folder in the released layout, a file written by `convert`, or a bundled one by name.
 
     `folders` are model folders to look for the name in, `vq_folders` further folders to look for the image tokenizer
-    in, `vq_path` says which it is. `quantise` ('int8' or 'fp8') keeps the layers' weights small; layers stored so stay
-    so. Modules are built without memory and filled tensor by tensor, so the peak is the weights plus one tensor.
+    in, `vq_path` says which it is. `quantise` ('int8', 'fp8', or 'nf4' with bitsandbytes) keeps the layers' weights
+    small; layers stored small stay as they are. Modules are built without memory and filled tensor by tensor, so the
+    peak is the weights plus one tensor.
     `report(done, total)` counts bytes read, after each tensor; what it raises ends the loading.
     """
-    if quantise not in (None, *quant.FORMATS):
-        raise InputError(f"quantise is {quantise!r}; it can be {', '.join(quant.FORMATS)} or None.")
+    if quantise not in (None, *quant.KINDS):
+        raise InputError(f"quantise is {quantise!r}; it can be {', '.join(quant.KINDS)} or None.")
     parts = open_parts(name, folders, vq_path, vq_folders)
     found, family = parts.found, parts.family
     transformer, vq = parts.plain, parts.vq

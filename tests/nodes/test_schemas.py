@@ -66,7 +66,7 @@ def test_rare_inputs_are_folded_away(ours):
 
 def test_new_choices_come_last(ours):
     options = {name: options for name, _, _, options in inputs(ours["LuminaMGPTTextToImage"])}
-    assert options["precision"]["options"] == ["auto", "bf16", "fp16", "fp32", "int8", "fp8"]
+    assert options["precision"]["options"] == ["auto", "bf16", "fp16", "fp32", "int8", "fp8", "nf4"]
     assert options["decode"]["options"] == ["ar", "jacobi", "coupled"]
     assert (options["decode"]["default"], options["window"]["default"]) == ("jacobi", "auto")
 
