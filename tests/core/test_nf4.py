@@ -11,7 +11,6 @@ from torch import nn
 from lumina_core import InputError, PictureFinished, Sampling, generate, load, memory, read_lora
 from lumina_core.bench import text_prompt
 from lumina_core.nf4 import BLOCK, NF4Linear
-
 from tests.core.test_lora import Q, peft
 
 GAP = 0.16  # half of the largest step between two of the 16 values
