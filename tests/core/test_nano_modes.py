@@ -10,7 +10,7 @@ import torch
 from lumina_core import PictureFinished, Sampling, bundled, generate, load
 from lumina_core.bench import measure, text_prompt
 
-SIZE = (64, 64)
+SIZE, SMALL = (64, 64), (64, 32)
 TEXT = "a red circle on the left and a blue square on the right, white background"
 
 
@@ -24,19 +24,22 @@ def settings(model, **options) -> Sampling:
     return Sampling(**{"cfg": d.cfg, "temperature": d.temperature, "image_top_k": d.image_top_k} | options)
 
 
-def pictures(model, sampling) -> list[torch.Tensor]:
-    prompt = text_prompt(model, TEXT, SIZE)
+def pictures(model, sampling, size=SIZE) -> list[torch.Tensor]:
+    prompt = text_prompt(model, TEXT, size)
     events = generate(model.transformer, model.vocabulary, prompt, sampling)
     return [e.grid.codes for e in events if isinstance(e, PictureFinished)]
 
 
-@pytest.mark.parametrize(("cfg", "batch"), [(3.0, 3), (0.8, 1), (1.0, 1)])
-def test_every_window_draws_the_picture_of_plain_decoding(model, cfg, batch):
+@pytest.mark.parametrize(
+    ("cfg", "batch", "size"),
+    [(3.0, 3, SIZE), (0.8, 1, SIZE), (1.0, 1, SIZE), (3.0, 1, SMALL), (0.8, 3, SMALL), (1.0, 3, SMALL)],
+)
+def test_every_window_draws_the_picture_of_plain_decoding(model, cfg, batch, size):
     sampling = settings(model, cfg=cfg, batch=batch, seed=5)
-    plain = pictures(model, replace(sampling, decode="ar"))
+    plain = pictures(model, replace(sampling, decode="ar"), size)
     for window in (1, 4, 16, 32, None):
-        fast = pictures(model, replace(sampling, decode="jacobi", window=window))
-        assert all(map(torch.equal, plain, fast)), window
+        fast = pictures(model, replace(sampling, decode="jacobi", window=window), size)
+        assert len(plain) == len(fast) == batch and all(map(torch.equal, plain, fast)), window
 
 
 @pytest.mark.parametrize("window", [16, 32])
