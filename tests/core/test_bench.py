@@ -245,8 +245,10 @@ def test_a_model_of_a_published_shape_is_built_of_random_numbers(monkeypatch):
     assert lines[-1].startswith("random weights")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "fp8", "nf4"])
 def test_random_weights_come_in_every_precision_and_give_scores_of_a_size(precision):
+    if precision == "nf4":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     model = shapes.build("tiny", TINY, torch.device("cpu"), precision)
     weight = model.transformer.model.layers[0].mlp.up_proj.weight
     assert (
@@ -256,6 +258,7 @@ def test_random_weights_come_in_every_precision_and_give_scores_of_a_size(precis
             "bf16": torch.bfloat16,
             "int8": torch.int8,
             "fp8": torch.float8_e4m3fn,
+            "nf4": torch.uint8,
         }[precision]
     )
     assert not any(p.is_meta for p in (*model.transformer.parameters(), *model.vq.parameters()))
