@@ -86,7 +86,7 @@ def test_in_16_bit_the_clock_decides_nothing(monkeypatch):
 
 
 def test_a_window_that_had_bad_luck_at_first_is_tried_again(monkeypatch):
-    unlucky = [1] * TRIAL
+    unlucky = [4] * TRIAL
     accepted = lambda w: unlucky.pop() if w == 16 and unlucky else {2: 1, 4: 2, 8: 3, 16: 6, 32: 6}[w]  # noqa: E731
     windows = run(monkeypatch, Pace(None), 200, accepted, lambda w: 1 + w / 16)
     assert windows[-1] == 16
