@@ -29,6 +29,7 @@ from . import (
     load,
     many,
     read_lora,
+    settings,
 )
 from .devices import pick_device
 from .files import write_whole
@@ -37,6 +38,7 @@ from .sheet import contact_sheet
 Say = Callable[..., None]  # (text, end="\n")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRECISIONS = ("auto", *DTYPES, *KINDS)
+OPTIONS = ("seed", "cfg", "temperature", "image_top_k", "decode", "window", "batch", "max_tokens")
 DEMO = (
     ("a red circle on the left and a blue square on the right, white background", (64, 64)),
     ("a large yellow triangle in the center, black background", (64, 64)),
@@ -66,24 +68,9 @@ def open_model(args: argparse.Namespace) -> Model:
     return model
 
 
-def settings(model: Model, args: argparse.Namespace) -> Sampling:
-    """The sampling settings of the options; what is not given is the family's default."""
-    d = model.defaults
-
-    def given(value, default):
-        return default if value is None else value
-
-    return Sampling(
-        seed=args.seed,
-        cfg=given(args.cfg, d.cfg),
-        temperature=given(args.temperature, d.temperature),
-        image_top_k=given(args.image_top_k, d.image_top_k),
-        text_top_k=d.text_top_k,
-        decode=args.decode,
-        window=args.window,
-        batch=args.batch,
-        max_tokens=d.max_tokens,
-    )
+def sampling_of(model: Model, args: argparse.Namespace, task: str = "text_to_image") -> Sampling:
+    """The sampling settings of the options; what is not given is the checkpoint's own for the task."""
+    return settings(model, task, **{name: getattr(args, name) for name in OPTIONS if name in args})
 
 
 def draw(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing") -> list[np.ndarray]:
@@ -114,17 +101,12 @@ def run_demo(args: argparse.Namespace, say: Say) -> None:
     model = load("nano-mgpt2")
     cells = []
     for n, (text, wh) in enumerate(tqdm(DEMO, desc="drawing", unit="picture", disable=None, file=sys.stderr)):
-        [picture] = draw(model, model.prompt(text, size=wh), defaults(model, seed=n))
+        [picture] = draw(model, model.prompt(text, size=wh), settings(model, seed=n))
         cells.append((picture, f"{text}  ({wh[0]}x{wh[1]}, seed {n})"))
     file = args.out / "demo.png"
     sheet = contact_sheet(cells, columns=4)
     write_whole(file, lambda part: sheet.save(part, "PNG"))
     say(f"{len(cells)} pictures drawn by {model.name}: {file}")
-
-
-def defaults(model: Model, seed: int) -> Sampling:
-    d = model.defaults
-    return Sampling(seed=seed, cfg=d.cfg, temperature=d.temperature, image_top_k=d.image_top_k)
 
 
 def run_generate(args: argparse.Namespace, say: Say) -> None:
@@ -138,7 +120,7 @@ def run_generate(args: argparse.Namespace, say: Say) -> None:
         raise InputError(f"--out is '{out}'; pictures are written as .png.")
     writable_folder(out.parent)
     model = open_model(args)
-    sampling = settings(model, args)
+    sampling = sampling_of(model, args)
     prompt = model.prompt(args.prompt, size=args.size or default_size(model))
     pictures = draw(model, prompt, sampling)
     for i, picture in enumerate(pictures):
@@ -161,7 +143,7 @@ def run_many(args: argparse.Namespace, say: Say) -> None:
             bar.update(done - bar.n)
 
         size = args.size or default_size(model)
-        done = many.run(model, args.prompts, folder, settings(model, args), report, size=size)
+        done = many.run(model, args.prompts, folder, sampling_of(model, args), report, size=size)
     for file, why in done.failed:
         say(f"not drawn: {file.name}: {why}")
     say(f"{len(done.drawn)} pictures drawn into {folder}, {done.skipped} were there already")
@@ -194,7 +176,7 @@ def run_evaluate(args: argparse.Namespace, say: Say) -> None:
         )
     recipe = RECIPES[model.name]
     pools = chosen_pools(recipe.examples, args.tasks, model)
-    base, asked = settings(model, args), ("cfg", "temperature", "image_top_k")
+    base, asked = sampling_of(model, args), ("cfg", "temperature", "image_top_k")
     given = {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
 
     def settings_for(task: str) -> Sampling:

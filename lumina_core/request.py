@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -111,9 +111,7 @@ def ask(
     return Request(prompt, Placement(picture.size, size, fit), picture)
 
 
-def settings(model: Model, task: str, *, seed: int = 0, **given) -> Sampling:
+def settings(model: Model, task: str = "text_to_image", **given) -> Sampling:
     """Sampling settings of a task: what is not given, or None, is the checkpoint's own recommendation for it."""
-    d = model.defaults_for(task)
-    own = {"cfg": d.cfg, "temperature": d.temperature, "image_top_k": d.image_top_k}
-    own |= {"text_top_k": d.text_top_k, "max_tokens": d.max_tokens}
-    return Sampling(seed=seed, **{**own, **{name: v for name, v in given.items() if v is not None}})
+    own = asdict(model.defaults_for(task))
+    return Sampling(**own | {name: value for name, value in given.items() if value is not None})

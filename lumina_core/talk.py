@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from . import Answered, Chat, InputError, Model, Progress, Restoration, Sampling, generate, many
-from .commands import Say, open_model, writable_folder
+from .commands import Say, open_model, sampling_of, writable_folder
 
 
 def run_restore(args: argparse.Namespace, say: Say) -> None:
@@ -23,7 +23,8 @@ def run_restore(args: argparse.Namespace, say: Say) -> None:
         writable_folder(file.parent)
     picture = read_picture(args.image)
     model = open_model(args)
-    sampling = settings(model, "restore", args)
+    model.template("restore")  # refuses a checkpoint without the task
+    sampling = sampling_of(model, args, "restore")
     job = Restoration(model, picture, args.scale, seed=args.seed, tiling=args.tiling, colour=args.color_fix)
     abreast = job.abreast(job.prompts(), sampling)
     with tqdm(desc="restoring", unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
@@ -44,7 +45,8 @@ def run_chat(args: argparse.Namespace, say: Say) -> None:
     """Answers one question, or questions from the terminal until an empty line or the end of input."""
     pictures = [read_picture(file) for file in args.image]
     model = open_model(args)
-    sampling = settings(model, "chat", args)
+    model.template("chat")  # refuses a checkpoint without the task before anything is asked
+    sampling = sampling_of(model, args, "chat")
     talk = Talk(model, sampling, args.out, say)
     if args.question is not None:
         talk.turn(args.question, pictures)
@@ -87,15 +89,6 @@ class Talk:
             self.say(str(file))
             self.drawn += 1
         self.chat = chat.answered(answer)
-
-
-def settings(model: Model, task: str, args: argparse.Namespace) -> Sampling:
-    """The sampling settings of the options; what is not given is the family's default for the task."""
-    model.template(task)
-    d = model.defaults_for(task)
-    names = ("cfg", "temperature", "image_top_k", "max_tokens")
-    given = {n: getattr(args, n) for n in names if getattr(args, n, None) is not None}
-    return Sampling(**{**asdict(d), **given, "seed": args.seed, "decode": args.decode, "window": args.window})
 
 
 def read_picture(file: Path) -> Image.Image:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import InputError, Model, Sampling, ask, detections, many, settings, task_of
-from .commands import Say, default_size, draw_grids, open_model, writable_folder
+from . import InputError, Model, Sampling, ask, detections, many, task_of
+from .commands import Say, default_size, draw_grids, open_model, sampling_of, writable_folder
 from .files import write_whole
 from .talk import read_picture
 
@@ -26,8 +26,7 @@ def run_task(args: argparse.Namespace, say: Say) -> None:
     writable_folder(out.parent)
     model = open_model(args)
     task = task_of(model, args.name, args.kind, args.subject)
-    names = ("seed", "cfg", "temperature", "image_top_k", "decode", "window", "batch")
-    sampling = settings(model, task, **{name: getattr(args, name) for name in names})
+    sampling = sampling_of(model, args, task)
     about = {"task": task, "prompt": args.prompt, "model": model.name, **asdict(sampling)}
     if args.name == "pair":
         pictures = drawn_pairs(model, task, args, sampling)

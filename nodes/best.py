@@ -11,6 +11,7 @@ from ..lumina_core import (
     given_scores,
     question_of,
 )
+from . import jobs
 from .host import io, schema, show_on_node
 from .sockets import (
     WINDOWS,
@@ -126,9 +127,9 @@ class BestOf(io.ComfyNode):
             grids = [event.grid for event in events if isinstance(event, PictureFinished)]
         check_candidates(grids)
         if score == LIKELIHOOD:
-            values = model.likelihoods(prompt, grids)
+            values = jobs.likelihoods(model, prompt, grids)
         elif score == ANSWER:
-            values = judge.agreements(question, model.pictures(grids))
+            values = jobs.agreements(judge, question, jobs.pictures(model, grids))
         ranking = Ranking(tuple(values))
         table = ranking.table(score, None if tokens else sampling.seed)
         show_on_node(table)

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from ..lumina_core import Answered, Chat, Sampling, from_tensor
-from .host import LiveText, io, nothing, schema, show_on_node
+from . import jobs
+from .host import io, nothing, schema, show_on_node
 from .sockets import WINDOWS, LuminaChat, decode_input, model_socket, seed_input, window_input
 
 IMAGES = ("image", "image_2", "image_3", "image_4")
+
+
+class LiveText:
+    """Text on the node that runs, while it is written: a few times a second, whole at the end."""
+
+    PAUSE = 0.2  # seconds
+
+    def __init__(self):
+        self.next = 0.0
+
+    def show(self, text: Callable[[], str]) -> None:
+        """Shows a text, which is only made when it is time for one."""
+        if time.monotonic() >= self.next:
+            show_on_node(text())
+            self.next = time.monotonic() + self.PAUSE
 
 
 class ChatTurn(io.ComfyNode):
@@ -107,11 +126,11 @@ class ChatTurn(io.ComfyNode):
         given = [rest.pop(name) for name in IMAGES if rest.get(name) is not None]
         images = [picture for batch in given for picture in from_tensor(batch)]
         rest = {name: value for name, value in rest.items() if name not in IMAGES}
-        chat, prompt = model.ask(chat or Chat(model.model.family.id), question, images)
+        chat, prompt = jobs.ask(model, chat or Chat(model.model.family.id), question, images)
         answer, live = Answered(model.model), LiveText()
         for event in model.draw(prompt, Sampling(window=WINDOWS[window], **rest)):
             if answer.note(event):
                 live.show(lambda: answer.text)
         show_on_node(answer.text)
-        pictures = model.decode(answer.pictures) if answer.pictures else nothing()
+        pictures = jobs.decode(model, answer.pictures) if answer.pictures else nothing()
         return io.NodeOutput(answer.text, pictures, chat.answered(answer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..lumina_core import from_tensor
+from . import jobs
 from .host import io, schema
 from .sockets import LuminaTokens, model_socket
 
@@ -37,7 +38,7 @@ class Decode(io.ComfyNode):
     @classmethod
     def execute(cls, model, tokens, split_panels) -> io.NodeOutput:
         grids = [part for grid in tokens for part in (grid.split() if split_panels else [grid])]
-        return io.NodeOutput(model.decode(grids))
+        return io.NodeOutput(jobs.decode(model, grids))
 
 
 class Encode(io.ComfyNode):
@@ -67,4 +68,4 @@ class Encode(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, image, fit) -> io.NodeOutput:
-        return io.NodeOutput(model.encode(from_tensor(image), fit))
+        return io.NodeOutput(jobs.encode(model, from_tensor(image), fit))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..lumina_core import InputError, from_tensor, masks_of, to_mask
+from . import jobs
 from .host import HostedModel, io, schema
 from .sockets import drawing, seed_input, task_image_input, task_inputs, task_model_socket
 
@@ -22,8 +23,8 @@ def predict(
 ) -> list:
     """Each picture's request and the panel that answers it."""
     how = {"fit": fit, "side": resolution, "template": template}
-    requests = model.asked(task, from_tensor(image), text, **how)
-    return model.answered(requests, drawing(model, task, seed, **settings))
+    requests = jobs.asked(model, task, from_tensor(image), text, **how)
+    return jobs.answered(model, requests, drawing(model, task, seed, **settings))
 
 
 def map_schema(
@@ -60,7 +61,7 @@ class Depth(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, image, seed, **settings) -> io.NodeOutput:
-        depth = model.placed(predict(model, "depth", image, seed, **settings))
+        depth = jobs.placed(model, predict(model, "depth", image, seed, **settings))
         return io.NodeOutput(depth, to_mask(depth))
 
 
@@ -77,7 +78,7 @@ class Segment(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, image, seed, **settings) -> io.NodeOutput:
-        return io.NodeOutput(model.placed(predict(model, "segment", image, seed, **settings)))
+        return io.NodeOutput(jobs.placed(model, predict(model, "segment", image, seed, **settings)))
 
 
 class Normals(io.ComfyNode):
@@ -93,7 +94,7 @@ class Normals(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, image, seed, **settings) -> io.NodeOutput:
-        return io.NodeOutput(model.placed(predict(model, "normals", image, seed, **settings)))
+        return io.NodeOutput(jobs.placed(model, predict(model, "normals", image, seed, **settings)))
 
 
 class Pose(io.ComfyNode):
@@ -109,7 +110,7 @@ class Pose(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, image, seed, **settings) -> io.NodeOutput:
-        return io.NodeOutput(model.placed(predict(model, "pose", image, seed, **settings)))
+        return io.NodeOutput(jobs.placed(model, predict(model, "pose", image, seed, **settings)))
 
 
 class Edges(io.ComfyNode):
@@ -138,7 +139,7 @@ class Edges(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, image, kind, seed, **settings) -> io.NodeOutput:
-        return io.NodeOutput(model.placed(predict(model, kind, image, seed, **settings)))
+        return io.NodeOutput(jobs.placed(model, predict(model, kind, image, seed, **settings)))
 
 
 class Detect(io.ComfyNode):
@@ -180,7 +181,7 @@ class Detect(io.ComfyNode):
     @classmethod
     def execute(cls, model, image, text, seed, **settings) -> io.NodeOutput:
         answers = predict(model, "detect", image, seed, text, **settings)
-        return io.NodeOutput(*model.found(answers, text.strip()), model.placed(answers))
+        return io.NodeOutput(*jobs.found(model, answers, text.strip()), jobs.placed(model, answers))
 
 
 class SegmentsToMasks(io.ComfyNode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..lumina_core import from_tensor, task_of
+from . import jobs
 from .host import io, schema
 from .sockets import (
     LuminaTokens,
@@ -68,9 +69,9 @@ class Edit(io.ComfyNode):
         cls, model, image, text, seed, task="edit", tokens=None, keep_size=True, fit="stretch", **settings
     ) -> io.NodeOutput:
         how = {"side": settings.pop("resolution", 0), "template": settings.pop("template", "")}
-        requests = model.asked(task, from_tensor(image), text, tokens or (), fit=fit, **how)
-        answers = model.answered(requests, drawing(model, task, seed, **settings))
-        return io.NodeOutput(model.placed(answers, keep_size), [grid for _, grid in answers])
+        requests = jobs.asked(model, task, from_tensor(image), text, tokens or (), fit=fit, **how)
+        answers = jobs.answered(model, requests, drawing(model, task, seed, **settings))
+        return io.NodeOutput(jobs.placed(model, answers, keep_size), [grid for _, grid in answers])
 
 
 class Control(io.ComfyNode):
@@ -103,9 +104,9 @@ class Control(io.ComfyNode):
     ) -> io.NodeOutput:
         task = task_of(model.model, "control", kind)
         how = {"side": settings.pop("resolution", 0), "template": settings.pop("template", "")}
-        requests = model.asked(task, from_tensor(image), text, fit=fit, **how)
-        answers = model.answered(requests, drawing(model, task, seed, **settings))
-        return io.NodeOutput(model.placed(answers, keep_size))
+        requests = jobs.asked(model, task, from_tensor(image), text, fit=fit, **how)
+        answers = jobs.answered(model, requests, drawing(model, task, seed, **settings))
+        return io.NodeOutput(jobs.placed(model, answers, keep_size))
 
 
 class Subject(io.ComfyNode):
@@ -145,9 +146,9 @@ class Subject(io.ComfyNode):
         subject = subject.strip()
         task = task_of(model.model, "subject", subject=subject)
         how = {"size": (width, height), "subject": subject, "fit": fit, "template": template}
-        requests = model.asked(task, from_tensor(image), text, **how)
-        answers = model.answered(requests, drawing(model, task, seed, **settings))
-        return io.NodeOutput(model.placed(answers, keep_size=False))
+        requests = jobs.asked(model, task, from_tensor(image), text, **how)
+        answers = jobs.answered(model, requests, drawing(model, task, seed, **settings))
+        return io.NodeOutput(jobs.placed(model, answers, keep_size=False))
 
 
 class ImagePair(io.ComfyNode):
@@ -178,6 +179,6 @@ class ImagePair(io.ComfyNode):
     @classmethod
     def execute(cls, model, text, kind, width, height, seed, template="", **settings) -> io.NodeOutput:
         task = task_of(model.model, "pair", kind)
-        prompt = model.prompt(text, task, (width, height), [], template=template)
-        picture, drawn_map = model.panels(prompt, drawing(model, task, seed, **settings))
+        prompt = jobs.prompt(model, text, task, (width, height), [], template=template)
+        picture, drawn_map = jobs.panels(model, prompt, drawing(model, task, seed, **settings))
         return io.NodeOutput(picture, drawn_map)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .host import DOWNLOADS, OFF, advanced, fetch, fingerprint, io, load, schema, unknown_checkpoint
+from .folders import DOWNLOADS, OFF, fetch, fingerprint, load, unknown_checkpoint
+from .host import advanced, io, schema
 from .sockets import LuminaModel, checkpoint_inputs
 
 

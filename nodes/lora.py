@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .host import io, lora_fingerprint, loras, schema, unknown_lora
+from .folders import lora_file, lora_fingerprint, loras, unknown_lora
+from .host import io, schema
 from .sockets import LuminaModel, model_socket
 
 
@@ -51,4 +52,4 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora, strength) -> io.NodeOutput:
-        return io.NodeOutput(model.with_lora(lora, strength) if strength else model)
+        return io.NodeOutput(model.with_lora(lora_file(lora), strength) if strength else model)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..lumina_core import PictureFinished, Sampling
-from .host import GraphBuilder, fingerprint, io, load, results_are_kept, schema, unknown_checkpoint
+from . import jobs
+from .folders import fingerprint, load, unknown_checkpoint
+from .host import GraphBuilder, io, results_are_kept, schema
 from .sockets import (
     WINDOWS,
     batch_input,
@@ -76,7 +78,7 @@ class TextToImage(io.ComfyNode):
     def _draw(cls, model, precision, text, size, *, window="auto", **settings):
         """The pictures without the other nodes, for hosts that keep nothing of what nodes give out."""
         loaded = load(model, precision)
-        prompt = loaded.prompt(text, "text_to_image", size, [])
+        prompt = jobs.prompt(loaded, text, "text_to_image", size, [])
         events = loaded.draw(prompt, Sampling(**settings, window=WINDOWS[window]))
-        [pictures] = loaded.decode([e.grid for e in events if isinstance(e, PictureFinished)])
+        [pictures] = jobs.decode(loaded, [e.grid for e in events if isinstance(e, PictureFinished)])
         return pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..lumina_core import from_tensor, tasks
+from . import jobs
 from .host import io, schema, show_on_node
 from .sockets import LuminaPrompt, LuminaTokens, model_socket, size_inputs, template_input, text_input
 
@@ -68,6 +69,6 @@ class MakePrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         size = (width, height) if size_mode == AS_GIVEN else None
         images = [] if image is None else from_tensor(image)
-        prompt = model.prompt(text, task, size, images, tokens, mask, template)
+        prompt = jobs.prompt(model, text, task, size, images, tokens, mask, template)
         show_on_node(f"{len(prompt.tokens)} tokens")
         return io.NodeOutput(prompt)

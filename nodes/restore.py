@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..lumina_core import COLOURS, TILING, Sampling, from_tensor
-from .host import advanced, io, schema, show_on_node, to_image
+from . import jobs
+from .host import advanced, io, schema, show_on_node
 from .sockets import WINDOWS, decode_input, model_socket, seed_input, window_input
 
 
@@ -97,8 +98,9 @@ class Restore(io.ComfyNode):
         pictures = from_tensor(image)
         for n, picture in enumerate(pictures):
             sampling = Sampling(seed=seed + n, window=WINDOWS[window], **settings)
-            done.append(model.restore(picture, sampling, scale=scale, colour=color_fix, tiling=tiling))
+            done.append(jobs.restore(model, picture, sampling, scale=scale, colour=color_fix, tiling=tiling))
             show_on_node(f"{len(done[-1].plan)} tiles of {done[-1].plan.tile} pixels")
             lines += [f"picture {n + 1}"] * (len(pictures) > 1) + done[-1].lines()
-        [restored], [plans] = to_image([d.picture for d in done]), to_image([d.outlined() for d in done])
+        [restored] = jobs.to_image([d.picture for d in done])
+        [plans] = jobs.to_image([d.outlined() for d in done])
         return io.NodeOutput(restored, "\n".join(lines), plans)

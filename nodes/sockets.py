@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..lumina_core import MODES, Sampling, settings
-from .host import PRECISIONS, HostedModel, advanced, checkpoints, io
+from .folders import checkpoints
+from .host import PRECISIONS, HostedModel, advanced, io
 
 WINDOWS = {"auto": None, **{str(n): n for n in (4, 8, 16, 32, 64)}}
 

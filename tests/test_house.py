@@ -42,6 +42,13 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
         *("weights", "checkpoint", "quant", "hub"),
     },
 }
+NODES_MAY_IMPORT = {  # the files under the nodes; none of them knows a node
+    "preview": set(),
+    "host": {"preview"},
+    "folders": {"host"},
+    "jobs": {"host"},
+    "sockets": {"host", "folders"},
+}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -107,6 +114,13 @@ def test_only_the_host_file_imports_comfyui_and_nodes_use_public_names(file):
             assert level or first not in HOST_MODULES, f"{file} imports {module}"
         assert not module.startswith("lumina_core."), f"{file} reaches into {module}"
         assert level or first not in {"lumina_core", "nodes"}, f"{file} imports {module} absolutely"
+
+
+@pytest.mark.parametrize("part", NODES_MAY_IMPORT)
+def test_what_nodes_stand_on_does_not_import_them(part):
+    for level, module in imports(ROOT / "nodes" / f"{part}.py"):
+        if level == 1:
+            assert module in NODES_MAY_IMPORT[part], f"{part} imports {module}"
 
 
 @pytest.mark.parametrize("file", sources("lumina_core", "nodes"), ids=lambda p: str(p.relative_to(ROOT)))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import MODES, InputError, Model, Prompt, Sampling
+from .. import MODES, InputError, Model, Prompt, Sampling, settings
 from ..devices import pick_device
 from ..files import write_whole
 from . import floor, measure, report, shapes
@@ -101,7 +101,8 @@ def run(
         raise InputError(f"--seeds is {args.seeds}; at least 1 picture is drawn of each.")
     subject = random_subject(args) if args.random else model_subject(args, open_model, default_size)
     model, prompt = subject.model, subject.prompt
-    sampling = settings(model, args)
+    options = ("cfg", "temperature", "image_top_k")
+    sampling = settings(model, prompt.task, **{name: getattr(args, name) for name in options})
     ways = [
         _ours(model, prompt, dataclasses.replace(sampling, decode=mode, window=window))
         for mode, window in plans
@@ -142,13 +143,6 @@ def plans_of(modes: list[str], windows: list[str]) -> list[tuple[str, int | None
     for mode, window in plans:
         Sampling(decode=mode, window=window)  # refuses what is out of range, by name
     return plans
-
-
-def settings(model: Model, args: argparse.Namespace) -> Sampling:
-    """The sampling settings of the options; what is not given is the family's default."""
-    d = model.defaults
-    given = {name: getattr(args, name) for name in ("cfg", "temperature", "image_top_k")}
-    return Sampling(**{name: getattr(d, name) if value is None else value for name, value in given.items()})
 
 
 def model_subject(args, open_model, default_size) -> Subject:

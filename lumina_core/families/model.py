@@ -45,11 +45,6 @@ class Model:
     def __post_init__(self):
         self.config = self.transformer.config
 
-    @property
-    def defaults(self) -> Defaults:
-        """The family's recommended settings, with those that this checkpoint names for itself."""
-        return self._own(self.family.defaults, self.sampling)
-
     def defaults_for(self, task: str) -> Defaults:
         """The recommended settings of a task, with those that this checkpoint names for itself or for the task."""
         settings = self._own(self.family.defaults_for(task), self.sampling)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lumina_core import PictureFinished, Sampling, bundled, generate, load
+from lumina_core import PictureFinished, bundled, generate, load, settings
 from lumina_core.cli import main
 from lumina_core.training import world
 from lumina_core.training.evaluate import evaluate, evaluate_tokenizer, settings_of
@@ -20,11 +20,6 @@ DRAWS = [name for name in ALL if name != "nano-pure"]  # which restores only
 @pytest.fixture(scope="module", params=ALL)
 def model(request):
     return load(request.param)
-
-
-def defaults(model, seed: int) -> Sampling:
-    d = model.defaults
-    return Sampling(seed=seed, cfg=d.cfg, temperature=d.temperature, image_top_k=d.image_top_k)
 
 
 def test_what_is_bundled_has_a_recipe_and_upstreams_layout_within_ten_megabytes():
@@ -41,7 +36,7 @@ def test_what_is_bundled_has_a_recipe_and_upstreams_layout_within_ten_megabytes(
 def test_held_out_captions_are_drawn_as_told(model):
     """A sample of what `train evaluate` measures: above chance by far, and near the model card."""
     pools = [("text_to_image", size) for size in RECIPES[model.name].sizes]
-    colour, shape = evaluate(model, pools, 32, lambda task: settings_of(model, task, defaults(model, 0)))
+    colour, shape = evaluate(model, pools, 32, lambda task: settings_of(model, task, settings(model)))
     assert colour.value >= 0.85
     assert shape.value >= 0.75
 
@@ -57,7 +52,7 @@ def test_the_ground_follows_the_caption(model):
     size = RECIPES[model.name].sizes[0]
     for ground, colour in world.GROUNDS.items():
         prompt = model.prompt(f"a red circle in the center, {ground} background", size=size)
-        events = generate(model.transformer, model.vocabulary, prompt, defaults(model, 1))
+        events = generate(model.transformer, model.vocabulary, prompt, settings(model, seed=1))
         picture = next(model.decode(e.grid.codes) for e in events if isinstance(e, PictureFinished))
         border = np.concatenate([picture[0], picture[-1]]).astype(float)
         assert np.linalg.norm(np.median(border, 0) - colour) < 40, ground

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lumina_core import PictureFinished, Sampling, bundled, generate, load
+from lumina_core import PictureFinished, bundled, generate, load, settings
 from lumina_core.bench import measure, text_prompt
 
 SIZE, SMALL = (64, 64), (64, 32)
@@ -17,11 +17,6 @@ TEXT = "a red circle on the left and a blue square on the right, white backgroun
 @pytest.fixture(scope="module", params=sorted(bundled()))
 def model(request):
     return load(request.param)
-
-
-def settings(model, **options) -> Sampling:
-    d = model.defaults
-    return Sampling(**{"cfg": d.cfg, "temperature": d.temperature, "image_top_k": d.image_top_k} | options)
 
 
 def pictures(model, sampling, size=SIZE) -> list[torch.Tensor]:

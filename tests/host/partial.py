@@ -93,7 +93,7 @@ def lora_difference(host, core, folder: Path, lora: Path, quantise, ops) -> dict
     core.read_lora(lora, reference.transformer).merge(reference.transformer)
     wanted = passes(reference, CPU)
     model = core.load(folder, ops=ops, quantise=quantise)
-    hosted = host.HostedModel(model).with_lora(lora.name, 1.0)
+    hosted = host.HostedModel(model).with_lora(lora, 1.0)
     out = {"moved": difference(wanted, plain)}
     for name, share in (("partly", 1e-3), ("whole", 2.0)):
         place(hosted.transformer, CPU, share)
@@ -108,7 +108,6 @@ def lora_difference(host, core, folder: Path, lora: Path, quantise, ops) -> dict
 @torch.inference_mode()
 def main(root: str, folder: str, loras: str) -> dict:
     host, core = extension(Path(root))
-    host.folder_paths.add_model_folder_path("loras", loras)
     ops, out = host.comfy.ops.disable_weight_init, {}
     for quantise in (None, "int8", "fp8"):
         for share in (0.2, 0.7):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.host.server import FOLDER
+
 MODEL, IMAGE, TASK, SAVE, TEXT = "1", "2", "3", "4", "5"
 MAPS = ["Depth", "Segment", "Normals", "Pose", "Edges"]
 
@@ -205,7 +207,7 @@ def test_a_pair_comes_as_two_pictures(comfy):
 )
 def test_what_cannot_be_done_is_told_in_one_line(comfy, node, model, inputs, says):
     if model == "nano-mgpt2" and '"depth"' in (comfy.base / "custom_nodes").joinpath(
-        "Some-folder.name", "lumina_core", "nano", model, "config.json"
+        FOLDER, "lumina_core", "nano", model, "config.json"
     ).read_text("utf-8"):
         pytest.skip("the bundled checkpoint can do it")
     run = comfy.run(graph(node, model, {}, **inputs))
