@@ -76,9 +76,8 @@ class Talk:
         for event in events:
             if answer.note(event):
                 text = answer.text
-                whole = len(
-                    text.rstrip("\N{REPLACEMENT CHARACTER}")
-                )  # a character may come in several tokens
+                # a character may come in several tokens
+                whole = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
                 self.say(text[said:whole], end="")
                 said = max(said, whole)
         self.say(answer.text[said:])

@@ -355,9 +355,8 @@ class Transformer(nn.Module):
     def head_rows(self, ids: torch.Tensor, device, dtype: torch.dtype) -> torch.Tensor:
         """The rows of the output head for `ids`, to be used with `scores`; a view when the ids are consecutive."""
         weight = self.lm_head.weight
-        for patch in getattr(
-            self.lm_head, "weight_function", ()
-        ):  # a host's, put off until the weight is used
+        # a host's patches, put off until the weight is used
+        for patch in getattr(self.lm_head, "weight_function", ()):
             weight = patch(weight.to(device, dtype, copy=True))
         first, last = int(ids[0]), int(ids[-1])
         if last - first + 1 == len(ids) and bool((ids[1:] > ids[:-1]).all()):

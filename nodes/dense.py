@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..lumina_core import InputError, from_tensor, masks_of, to_mask
+from ..lumina_core import InputError, masks_of, to_mask
 from . import jobs
-from .host import HostedModel, io, schema
-from .sockets import drawing, seed_input, task_image_input, task_inputs, task_model_socket
-
-
-def predict(
-    model: HostedModel,
-    task: str,
-    image: torch.Tensor,
-    seed: int,
-    text: str = "",
-    fit: str = "stretch",
-    resolution: int = 0,
-    template: str = "",
-    **settings,
-) -> list:
-    """Each picture's request and the panel that answers it."""
-    how = {"fit": fit, "side": resolution, "template": template}
-    requests = jobs.asked(model, task, from_tensor(image), text, **how)
-    return jobs.answered(model, requests, drawing(model, task, seed, **settings))
+from .answers import predict
+from .host import io, schema
+from .sockets import seed_input, task_image_input, task_inputs, task_model_socket
 
 
 def map_schema(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..lumina_core import from_tensor, task_of
+from ..lumina_core import task_of
 from . import jobs
+from .answers import predict
 from .host import io, schema
 from .sockets import (
     LuminaTokens,
@@ -66,11 +67,9 @@ class Edit(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, image, text, seed, task="edit", tokens=None, keep_size=True, fit="stretch", **settings
+        cls, model, image, text, seed, task="edit", tokens=None, keep_size=True, **settings
     ) -> io.NodeOutput:
-        how = {"side": settings.pop("resolution", 0), "template": settings.pop("template", "")}
-        requests = jobs.asked(model, task, from_tensor(image), text, tokens or (), fit=fit, **how)
-        answers = jobs.answered(model, requests, drawing(model, task, seed, **settings))
+        answers = predict(model, task, image, seed, text, tokens=tokens or (), **settings)
         return io.NodeOutput(jobs.placed(model, answers, keep_size), [grid for _, grid in answers])
 
 
@@ -99,13 +98,8 @@ class Control(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, image, text, kind, seed, keep_size=True, fit="stretch", **settings
-    ) -> io.NodeOutput:
-        task = task_of(model.model, "control", kind)
-        how = {"side": settings.pop("resolution", 0), "template": settings.pop("template", "")}
-        requests = jobs.asked(model, task, from_tensor(image), text, fit=fit, **how)
-        answers = jobs.answered(model, requests, drawing(model, task, seed, **settings))
+    def execute(cls, model, image, text, kind, seed, keep_size=True, **settings) -> io.NodeOutput:
+        answers = predict(model, task_of(model.model, "control", kind), image, seed, text, **settings)
         return io.NodeOutput(jobs.placed(model, answers, keep_size))
 
 
@@ -141,13 +135,12 @@ class Subject(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, image, text, subject, width, height, seed, fit="crop", template="", **settings
+        cls, model, image, text, subject, width, height, seed, fit="crop", **settings
     ) -> io.NodeOutput:
         subject = subject.strip()
         task = task_of(model.model, "subject", subject=subject)
-        how = {"size": (width, height), "subject": subject, "fit": fit, "template": template}
-        requests = jobs.asked(model, task, from_tensor(image), text, **how)
-        answers = jobs.answered(model, requests, drawing(model, task, seed, **settings))
+        how = {"size": (width, height), "subject": subject, "fit": fit}
+        answers = predict(model, task, image, seed, text, **how, **settings)
         return io.NodeOutput(jobs.placed(model, answers, keep_size=False))
 
 

@@ -35,9 +35,7 @@ class TransformerRecipe:
     weight_decay: float = 0.1
     clip: float = 1.0
     z_loss: float = 1e-5
-    text_weight: float = (
-        1.0  # of a text token in the loss; a picture has many more tokens than an answer has words
-    )
+    text_weight: float = 1.0  # of a text token; a picture has many more tokens than an answer has words
     drop_prompt: float = 0.1
     guided: frozenset[str] = frozenset({"text_to_image"})  # kinds whose prompt is dropped
     seed: int = 0

@@ -35,7 +35,7 @@ class VQRecipe:
     map_share: float = 0.25  # part of a batch that shows maps instead of pictures
     spoiled_share: float = 0.0  # part of a batch that shows degraded pictures
     crop: int = (
-        0  # pixels a side of the squares cut from the pictures until `crop_until`; cheaper than whole ones
+        0  # pixels a side of squares cut from the pictures until `crop_until`; cheaper than whole ones
     )
     crop_until: int = 0
     frozen_codes: bool = False  # only what stands behind the codes is trained
