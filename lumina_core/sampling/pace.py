@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -25,27 +26,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TRIAL = 5  # passes of a window between decisions
 FIRST = 16
-EAGER = 0.6  # how far what a window brings forward may lie above what one pass of it brought, as a share
+TRIAL = 4  # passes of each of two windows that are held against each other, turn about
+WIDER = 1.15  # what a window of twice the width brings forward, as far as is known before it is tried
+PRIOR = 2  # passes that such a guess counts for
+STAY = 1.03  # a change of window must promise more than this
 _known: WeakKeyDictionary[Transformer, dict[tuple, Pace]] = WeakKeyDictionary()
 
 
 class Pace:
-    """Tokens a second of each window, and the choice of the next pass.
+    """How far passes of each window bring a picture forward, what they cost, and the choice of the next one.
 
-    Begins in the middle and goes to the neighbour that is not tried yet, wider first, while the best of those tried
-    has one; goes on counting after that, and comes back to a window that few passes spoke against. The time of a pass
-    is the least that was seen: others ran on the machine during the rest.
+    Begins in the middle. A neighbour that may be faster is tried in turns with the window in use, so that whatever
+    else the machine does slows both; the cheapest pass of each tells their costs. The count of what passes bring goes
+    on after that, and may bring a window back.
     """
 
     def __init__(self, fixed: int | None):
         self.fixed = fixed
-        self.tokens = dict.fromkeys(WINDOWS, 0)
-        self.passes = dict.fromkeys(WINDOWS, 0)
-        self.seconds = dict.fromkeys(WINDOWS, math.inf)
         self.window = fixed or FIRST
         self.settled = fixed is not None
+        self.brought: dict[int, Counter[int]] = {w: Counter() for w in WINDOWS}  # window -> places -> passes
+        self.cost = {FIRST: 1.0}  # of a pass, relative to the first window
+        self.turns: list[int] = [FIRST] * TRIAL
+        self.least: dict[int, float] = {}  # seconds, of the windows on trial
 
     @classmethod
     def of(cls, contexts: Contexts, sampling: Sampling) -> Pace:
@@ -71,42 +75,68 @@ class Pace:
         yield self.window
         self._last = time.perf_counter() - start
 
-    def note(self, tokens: int, usual: bool = True) -> None:
-        """Told how many places the pass brought forward; decides on the window now and then.
+    def note(self, places: int, usual: bool = True) -> None:
+        """Told how many places the pass brought forward; decides on the next window.
 
-        A pass where the window could not bring what it usually does counts for its time alone.
+        A pass where the window could not do what it usually does counts for nothing.
         """
-        if self.fixed is not None:
+        if self.fixed is not None or not usual:
             return
-        w = self.window
-        self.seconds[w] = min(self.seconds[w], self._last)
-        if not usual:
-            return
-        self.passes[w] += 1
-        self.tokens[w] += tokens
-        if self.passes[w] % TRIAL == 0:
-            self._decide()
+        self.brought[self.window][places] += 1
+        if self.turns:
+            self.least[self.window] = min(self.least.get(self.window, math.inf), self._last)
+            self.turns.pop()
+        if not self.turns:
+            self._weigh()
+            self._choose()
+        self.window = self.turns[-1] if self.turns else self.window
 
     def speed(self, window: int) -> float:
-        """Places a second."""
-        passes = self.passes[window]
-        return self.tokens[window] / passes / self.seconds[window] if passes else 0.0
+        """Places for the cost of one pass of the first window."""
+        return self.places(window) / self.cost[window]
 
-    def _hope(self, window: int) -> float:
-        """The speed that a window may yet turn out to have."""
-        return self.speed(window) * (1 + EAGER / max(1, self.passes[window]) ** 0.5)
+    def places(self, window: int) -> float:
+        """How far a pass of a window brings a picture: its own passes, and at first what the most used one lets expect."""
+        most = max(self.brought, key=lambda w: self.brought[w].total())
+        own = self.brought[window]
+        if window == most:
+            return _mean(own, window)
+        if window < most:
+            guess = _mean(self.brought[most], window)  # at the most: fewer drafts have been refined as often
+        else:
+            guess = _mean(self.brought[most], most) * WIDER ** math.log2(window / most)
+        return (own.total() * _mean(own, window) + PRIOR * guess) / (own.total() + PRIOR)
 
-    def _decide(self) -> None:
-        best = max(WINDOWS, key=self._hope)
-        untried = [w for w in (2 * best, best // 2) if self.passes.get(w) == 0]
-        self.window = untried[0] if untried else best
-        if not untried and not self.settled:
+    def _weigh(self) -> None:
+        """Ends a trial: the cost of the newcomer follows from the cost of the window it was tried with."""
+        for window in self.least.keys() - self.cost.keys():
+            known = next(w for w in self.least if w in self.cost)
+            self.cost[window] = self.cost[known] * self.least[window] / self.least[known]
+        self.least.clear()
+
+    def _choose(self) -> None:
+        best = max(self.cost, key=lambda w: self.speed(w) * (STAY if w == self.window else 1))
+        # a wider pass costs no less, a narrower one at least half
+        hopes = {w: self.places(w) / self.cost[best] for w in (2 * best, best // 2) if self._is_new(w)}
+        hopes = {w: hope * (2 if w < best else 1) for w, hope in hopes.items()}
+        tried = max(hopes, key=hopes.get, default=best)
+        self.window = best
+        if tried != best and hopes[tried] > STAY * self.speed(best):
+            self.turns = [best, tried] * TRIAL
+        elif not self.settled:
             self.settled = True
             self._say()
+
+    def _is_new(self, window: int) -> bool:
+        return window in WINDOWS and window not in self.cost
 
     def _say(self) -> None:
         if self.window == min(WINDOWS):
             log.info("Lumina-mGPT: drafts do not pay here; decoding one code a pass, as 'ar' does")
         else:
-            speed = self.speed(self.window)
-            log.info("Lumina-mGPT: %d drafts a pass, %.0f tokens a second", self.window, speed)
+            log.info("Lumina-mGPT: %d drafts a pass bring %.1f codes", self.window, self.places(self.window))
+
+
+def _mean(brought: Counter[int], most: int) -> float:
+    """Mean places of passes, each counted up to `most`; 0 of none."""
+    return sum(min(n, most) * passes for n, passes in brought.items()) / max(brought.total(), 1)

@@ -51,11 +51,14 @@ class WindowPainter(Painter):
         count = torch.full((len(self.line),), least, device=self.contexts.device)  # accepted, of each picture
         rows = self.codes.shape[1]
         while least < self.places - 1:  # the last place is a row end
+            left = self.places - least
             with pace.timed() as window:
-                count = (count + self.step(count, window, most)).clamp(max=self.places)
+                # a recorded pass has its width; elsewhere a pass need not go beyond the end
+                width = window if self.contexts.graphs is not None else min(window, left)
+                count = (count + self.step(count, width, most)).clamp(max=self.places)
                 counts = count.tolist()
             # the first row has no row above to draft from, and at the end there is less left than a window holds
-            usual = least >= self.stride and self.places - least > window
+            usual = least >= self.stride and left > window
             pace.note(min(counts) - least, usual)
             least, most = min(counts), max(counts)
             yield self.progress(least)
@@ -181,7 +184,7 @@ class Coupled(WindowPainter):
             p = torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
         else:
             p = (scores / self.sampling.temperature).softmax(-1)
-        q = torch.full_like(p, 1 / p.shape[-1]) if self.q is None else self.q
+        q = torch.full_like(p, 1 / p.shape[-1]) if self.q is None else self.q[:, : p.shape[1]]
         self.passes += 1
         keys = rekey(self.keys_of(places), self.passes)  # new noise in every pass
         draft = self.line.gather(1, places).clamp(max=p.shape[-1] - 1)[..., None]

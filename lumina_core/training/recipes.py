@@ -183,7 +183,7 @@ NANO_MGPT2 = Recipe(
     heads=7,
     positions=1024,
     training=TransformerRecipe(
-        phases=_phases((2200, MGPT2_ALL)),
+        phases=_phases((1600, MGPT2_ALL)),
         guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
     ),
     sampling={
