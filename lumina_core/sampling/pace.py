@@ -96,7 +96,7 @@ class Pace:
         return self.places(window) / self.cost[window]
 
     def places(self, window: int) -> float:
-        """How far a pass of a window brings a picture: its own passes, and at first what the most used one lets expect."""
+        """How far a pass of a window brings a picture; at first by what the most used one lets expect."""
         most = max(self.brought, key=lambda w: self.brought[w].total())
         own = self.brought[window]
         if window == most:
