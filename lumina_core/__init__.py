@@ -2,7 +2,14 @@
 
 from .chat import Answered, Chat
 from .detection import Detections, detections
-from .errors import CheckpointError, InputError, LuminaError, PictureError
+from .errors import (
+    CheckpointError,
+    InputError,
+    LuminaError,
+    OutOfMemoryError,
+    PictureError,
+    PrecisionError,
+)
 from .families import Model, bundled, default_dtype, find, listing, load, tasks, vq_file
 from .fetching import Download
 from .hub import RELEASES
@@ -60,8 +67,10 @@ __all__ = [
     "LuminaError",
     "Detections",
     "Model",
+    "OutOfMemoryError",
     "PictureError",
     "PictureFinished",
+    "PrecisionError",
     "Progress",
     "Prompt",
     "Ranking",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import MODES, LuminaError, Sampling, __version__, commands, talk, task
+from .shortage import told
 
 TASKS = (
     *("depth", "segment", "normals", "pose", "canny", "hed", "detect"),
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     try:
-        return args.run(args, say) or 0
+        with told("working", "Ask for less, or close other programs."):
+            return args.run(args, say) or 0
     except LuminaError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

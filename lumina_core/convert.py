@@ -20,6 +20,8 @@ import torch
 
 from . import checkpoint, families, quant, weights
 from .errors import CheckpointError, InputError
+from .files import cannot_write
+from .shortage import told
 from .weights import Entry
 
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,9 +85,12 @@ def convert(
         )
     part = out.with_name(out.name + ".part")
     try:
-        sums = _write(part, plan, report)
-        _verify(part, plan, sums, report)
+        with told(f"writing '{out}'", "Close other programs."):
+            sums = _write(part, plan, report)
+            _verify(part, plan, sums, report)
         part.replace(out)
+    except OSError as e:
+        raise cannot_write(out, e) from None
     finally:
         part.unlink(missing_ok=True)
     return out

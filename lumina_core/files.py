@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from .errors import InputError
+
+
+def cannot_write(file: Path, e: OSError) -> InputError:
+    """What to say of a file that could not be written."""
+    return InputError(
+        f"'{file}' cannot be written ({e.strerror or e}); nothing of it was kept. Free some room, or choose another "
+        "folder."
+    )
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
@@ -16,6 +26,19 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
         write(part)
         part.replace(file)
     except OSError as e:
-        raise InputError(f"'{file}' cannot be written ({e.strerror or e}).") from None
+        raise cannot_write(file, e) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_state(file: Path, state: object) -> None:
+    """Writes tensors and plain values as `torch.save` does; the file appears whole or not at all."""
+
+    def write(part: Path) -> None:
+        with part.open("wb") as f:
+            try:
+                torch.save(state, f)
+            except RuntimeError as e:  # torch's writer hides what the file said
+                raise e.__context__ if isinstance(e.__context__, OSError) else e from None
+
+    write_whole(file, write)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from .errors import InputError, PictureError
+from .errors import InputError, OutOfMemoryError, PictureError
 from .families import Model
 from .files import write_whole
 from .prompts import Prompt
@@ -265,7 +265,7 @@ def _draw(model: Model, batch: list[Job], progress: Callable[[float], None]) -> 
                 job = batch[event.index]
                 save(job.file, Image.fromarray(model.decode(event.grid.codes)), job.info)
                 ready.append(job.file)
-    except PictureError as e:
+    except (PictureError, OutOfMemoryError) as e:
         reason = str(e)
     return ready, reason
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import re
 import struct
@@ -51,13 +52,17 @@ AGAIN = "Download it again."
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor is: its file, shape, dtype, and its first byte there; of a pickle, the tensor mapped from it."""
+    """Where a tensor is: its file, shape, dtype, and its first byte there; of a pickle, the tensor mapped from it.
+
+    `stamp` is what the file was when it was opened: who replaces or cuts it before it is read is noticed.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
     offset: int | None = None
     mapped: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    stamp: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -75,15 +80,16 @@ class Header:
 def read_header(file: Path) -> Header:
     """The header of a safetensors file; every offset is checked against the file's size."""
     try:
-        size = file.stat().st_size
         with file.open("rb") as f:
+            stamp = _stamp(os.fstat(f.fileno()))
+            size = stamp[0]
             start = f.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise CheckpointError(f"{file} is no whole safetensors file ({size} bytes). {AGAIN}")
             header = json.loads(f.read(length))
         metadata = header.pop("__metadata__", None) or {}
-        entries = {name: _entry(file, name, info, 8 + length, size) for name, info in header.items()}
+        entries = {name: _entry(file, name, info, 8 + length, stamp) for name, info in header.items()}
     except OSError as e:
         raise CheckpointError(f"{file} cannot be read ({e.strerror or e}).") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
@@ -91,13 +97,19 @@ def read_header(file: Path) -> Header:
     return Header(entries, {str(k): str(v) for k, v in metadata.items()})
 
 
-def _entry(file: Path, name: str, info: Mapping, start: int, size: int) -> Entry:
+def _stamp(stat: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced; its size first."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _entry(file: Path, name: str, info: Mapping, start: int, stamp: tuple[int, ...]) -> Entry:
+    size = stamp[0]
     shape, (begin, end) = tuple(info["shape"]), info["data_offsets"]
     if info["dtype"] not in DTYPES or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise CheckpointError(
             f"{file}: tensor '{name}' has dtype {info['dtype']} and shape {shape}; not usable."
         )
-    entry = Entry(file, shape, DTYPES[info["dtype"]], start + begin)
+    entry = Entry(file, shape, DTYPES[info["dtype"]], start + begin, stamp=stamp)
     if not 0 <= begin <= end or end - begin != entry.nbytes:
         raise CheckpointError(f"{file}: tensor '{name}' has inconsistent offsets. {AGAIN}")
     if start + end > size:
@@ -245,7 +257,11 @@ def entries_of(files: Iterable[Path], prefix: str = "") -> dict[str, Entry]:
         if file.suffix == ".safetensors":
             found = read_header(file).entries
         else:
-            found = {n: Entry(file, tuple(t.shape), t.dtype, mapped=t) for n, t in read_pickle(file).items()}
+            stamp = _stamp(file.stat()) if file.exists() else None
+            found = {
+                n: Entry(file, tuple(t.shape), t.dtype, mapped=t, stamp=stamp)
+                for n, t in read_pickle(file).items()
+            }
         entries |= {name[len(prefix) :]: e for name, e in found.items() if name.startswith(prefix)}
     return entries
 
@@ -258,16 +274,35 @@ def shapes_of(files: Iterable[Path], prefix: str = "") -> dict[str, tuple[int, .
 def read_tensors(entries: Mapping[str, Entry]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of some entries, file by file in the order they lie there, each in memory of its own.
 
-    Several threads fill a large tensor, so no memory is needed beyond it.
+    Several threads fill a large tensor, so no memory is needed beyond it. A `CheckpointError` says so when a file is
+    not what it was when its header was read: before any of it is taken, and again when all of it was.
     """
     with ThreadPoolExecutor(READERS) as readers:
         for file in dict.fromkeys(e.file for e in entries.values()):
             own = [(name, e) for name, e in entries.items() if e.file == file]
             if any(e.mapped is not None for _, e in own):
-                yield from ((name, e.mapped.clone(memory_format=torch.contiguous_format)) for name, e in own)
-                continue
-            for name, entry in sorted(own, key=lambda item: item[1].offset):
-                yield name, _read(readers, name, entry)
+                for (
+                    name,
+                    entry,
+                ) in own:  # a mapped file that was cut would end the process when it is looked at
+                    _check_unchanged(entry)
+                    yield name, entry.mapped.clone(memory_format=torch.contiguous_format)
+            else:
+                _check_unchanged(own[0][1])
+                for name, entry in sorted(own, key=lambda item: item[1].offset):
+                    yield name, _read(readers, name, entry)
+            _check_unchanged(own[0][1])
+
+
+def _check_unchanged(entry: Entry) -> None:
+    try:
+        now = _stamp(entry.file.stat())
+    except OSError as e:
+        raise CheckpointError(f"{entry.file} cannot be read any more ({e.strerror or e}).") from None
+    if entry.stamp not in (None, now):
+        raise CheckpointError(
+            f"{entry.file} was changed while it was read. Load it again when nothing writes to it any more."
+        )
 
 
 def _read(readers: ThreadPoolExecutor, name: str, entry: Entry) -> torch.Tensor:
@@ -282,13 +317,16 @@ def _read(readers: ThreadPoolExecutor, name: str, entry: Entry) -> torch.Tensor:
 
 def _read_part(file: Path, name: str, part: tuple[int, memoryview]) -> None:
     offset, room = part
-    with file.open("rb", buffering=0) as f:
-        f.seek(offset)
-        while len(room):
-            got = f.readinto(room)
-            if not got:
-                raise CheckpointError(f"{file} ends inside tensor '{name}'. {AGAIN}")
-            room = room[got:]
+    try:
+        with file.open("rb", buffering=0) as f:
+            f.seek(offset)
+            while len(room):
+                got = f.readinto(room)
+                if not got:
+                    raise CheckpointError(f"{file} ends inside tensor '{name}'. {AGAIN}")
+                room = room[got:]
+    except OSError as e:
+        raise CheckpointError(f"{file} cannot be read at tensor '{name}' ({e.strerror or e}).") from None
 
 
 def compare(

@@ -29,7 +29,9 @@ from ..lumina_core import (
     InputError,
     LuminaError,
     Model,
+    OutOfMemoryError,
     PictureError,
+    PrecisionError,
     Progress,
     Prompt,
     RowFinished,
@@ -68,7 +70,7 @@ CUT_SHORT = {  # why a free answer ended that the model did not end
     "picture": "ends before a picture that does not fit into the model's positions",
 }
 
-for _error in (CheckpointError, InputError, LuminaError, PictureError):
+for _error in (CheckpointError, InputError, LuminaError, OutOfMemoryError, PictureError, PrecisionError):
     _error.__module__ = "Lumina-mGPT"  # dialogs begin with this name; it would be the path of our folder
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))

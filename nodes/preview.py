@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from PIL import Image
 
-from ..lumina_core import UNIT, Model, Prompt, RowFinished
+from ..lumina_core import UNIT, LuminaError, Model, Prompt, RowFinished
+
+log = logging.getLogger(__name__)
 
 
 class Preview:
@@ -21,6 +24,7 @@ class Preview:
         self.canvas: Image.Image | None = None
         self.shown = 0
         self.next = 0.0
+        self.works = True
 
     def strip(self, prompt: Prompt) -> tuple[int, int]:
         """Width and height in pixels of the most that is decoded at once."""
@@ -28,7 +32,22 @@ class Preview:
         return width * UNIT, (self.ROWS + self.CONTEXT) * self.model.vq.config.factor
 
     def update(self, event: RowFinished) -> Image.Image | None:
-        """A picture for the screen, or None when it is too early for one; the whole picture is always shown."""
+        """A picture for the screen, or None when it is too early for one; the whole picture is always shown.
+
+        Where it cannot be made that is said once, and the drawing goes on without. A host's Cancel is passed on.
+        """
+        if not self.works:
+            return None
+        try:
+            return self._picture(event)
+        except (LuminaError, RuntimeError, ValueError, TypeError, OSError, MemoryError) as e:
+            self.works, self.canvas = False, None
+            log.warning(
+                "Lumina-mGPT: no preview any more (%s); drawing goes on without", str(e).split("\n")[0]
+            )
+            return None
+
+    def _picture(self, event: RowFinished) -> Image.Image | None:
         start = time.monotonic()
         codes, factor = event.codes[0], self.model.vq.config.factor
         if start < self.next and len(codes) < event.shape[0]:

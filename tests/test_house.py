@@ -18,6 +18,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "unirep": set(),
     "text": set(),
     "files": set(),
+    "shortage": set(),
     "weights": set(),
     "nf4": set(),
     "quant": {"weights", "nf4"},
@@ -35,11 +36,11 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "boxes": set(),
     "request": {"families", "sampling", "placement", "prompts", "image", "unirep"},
     "detection": {"families", "request", "boxes", "image", "unirep"},
-    "vq": {"vq"},
-    "sampling": {"sampling", "cache", "unirep"},
+    "vq": {"vq", "shortage"},
+    "sampling": {"sampling", "cache", "unirep", "shortage"},
     "families": {
         *("families", "transformer", "vq", "unirep", "prompts", "text", "image"),
-        *("weights", "checkpoint", "quant", "hub"),
+        *("weights", "checkpoint", "quant", "hub", "shortage"),
     },
 }
 NODES_MAY_IMPORT = {  # the files under the nodes; none of them knows a node

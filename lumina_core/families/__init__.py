@@ -13,6 +13,7 @@ from torch import nn
 from .. import checkpoint, quant, weights
 from ..checkpoint import Checkpoint, TokenNames
 from ..errors import CheckpointError, InputError
+from ..shortage import told
 from ..text import Tokenizer
 from ..transformer import Transformer
 from ..unirep import Vocabulary
@@ -26,6 +27,10 @@ from .trained import bundled, side_of, sizes_of, tasks_of
 
 FAMILIES: tuple[Family, ...] = (Mgpt1(), Mgpt2(), Pure())
 LARGE = 1 << 29  # numbers in a transformer from which 16 bit are worth their rounding
+SMALLER = (
+    "Load it in a smaller precision (bf16 takes half of fp32, int8 half of bf16, nf4 a quarter), or close other "
+    "programs that use this memory."
+)
 
 __all__ = [
     "FAMILIES",
@@ -306,7 +311,8 @@ def load(
     in, `vq_path` says which it is. `quantise` ('int8', 'fp8', or 'nf4' with bitsandbytes) keeps the layers' weights
     small; layers stored small stay as they are. Modules are built without memory and filled tensor by tensor, so the
     peak is the weights plus one tensor.
-    `report(done, total)` counts bytes read, after each tensor; what it raises ends the loading.
+    `report(done, total)` counts bytes read, after each tensor; what it raises ends the loading. An `OutOfMemoryError`
+    says that the weights do not fit.
     """
     if quantise not in (None, *quant.KINDS):
         raise InputError(f"quantise is {quantise!r}; it can be {', '.join(quant.KINDS)} or None.")
@@ -320,12 +326,13 @@ def load(
     scaled, kind = quant.prepare(transformer, parts.plain, found.entries, quantise, ops)
     mine = sum(found.entries[name].nbytes for name in parts.expected)
     total = mine + sum(parts.vq_entries[name].nbytes for name in parts.vq_expected)
-    place = quant.placer(device, dtype, scaled, kind)
-    weights.fill(transformer, found.entries, parts.expected, place, lambda n: report(n, total))
-    if ops is weights.Bare:  # a host moves weights one by one, and counts the memory of each as its own
-        transformer.lay_weights_together()
-    place = quant.placer(device, vq_dtype)
-    weights.fill(vq, parts.vq_entries, parts.vq_expected, place, lambda n: report(mine + n, total))
+    with told(f"loading '{found.name}', {total / 1e9:.2f} GB of files, onto {device}", SMALLER):
+        place = quant.placer(device, dtype, scaled, kind)
+        weights.fill(transformer, found.entries, parts.expected, place, lambda n: report(n, total))
+        if ops is weights.Bare:  # a host moves weights one by one, and counts the memory of each as its own
+            transformer.lay_weights_together()
+        place = quant.placer(device, vq_dtype)
+        weights.fill(vq, parts.vq_entries, parts.vq_expected, place, lambda n: report(mine + n, total))
     own = found.config.get("sampling")
     own = own if isinstance(own, Mapping) else {}
     return Model(

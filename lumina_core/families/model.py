@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import CheckpointError, InputError
 from ..image import allowed_sizes, crop, on_white, stretch, to_network
 from ..prompts import Prompt, Template
+from ..shortage import told
 from ..text import Tokenizer
 from ..transformer import Transformer, TransformerConfig
 from ..unirep import UNIT, TokenGrid, Vocabulary
@@ -157,7 +158,10 @@ class Model:
             size = tuple(max(1, whole(side / UNIT)) * UNIT for side in picture.size)
         pixels = to_network(stretch(picture, size) if fit == "stretch" else crop(picture, size, rng=rng))
         weight = self.vq.quant_conv.weight
-        codes = self.vq.encode(pixels.to(vq_device(self.vq), weight.dtype))
+        with told(
+            f"encoding a {size[0]}x{size[1]} picture", "Give a smaller picture, or close other programs."
+        ):
+            codes = self.vq.encode(pixels.to(vq_device(self.vq), weight.dtype))
         return TokenGrid(codes[0].cpu(), self.family.id)
 
     @torch.inference_mode()

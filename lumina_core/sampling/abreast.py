@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import OutOfMemoryError
+from ..shortage import told
 from ..unirep import TokenGrid, Vocabulary
 from .answer import Answer
 from .contexts import Contexts, transformer_device
 from .events import Event, PictureFinished, Progress, RowFinished, Sampling, TextPiece
-from .room import check_bytes, free_bytes
+from .room import check_bytes, free_bytes, in_pixels
+from .smaller import ADVICE, let_go, smaller
 from .window import painter_of
 
 if TYPE_CHECKING:
@@ -94,26 +97,43 @@ class Abreast:
                 preface = Preface(self.transformer, self.vocabulary, self.prompts[i], sampling, i)
                 yield from preface.text()
                 words.append(preface.words)
-            yield from self._pictures(group, words)
+            less = None
+            try:
+                yield from self._pictures(group, words)
+            except OutOfMemoryError as e:
+                less = smaller(e, self.transformer, self.sampling, len(group))
+                if less is None:
+                    raise
+            if less is not None:
+                let_go(self.transformer)
+                alone = replace(self, sampling=less)
+                for i, text in zip(group, words, strict=True):
+                    yield from alone._pictures(range(i, i + 1), [text], with_graphs=False)
 
-    def _pictures(self, group: range, words: Sequence[Sequence[int]]) -> Iterator[Event]:
+    def _pictures(
+        self, group: range, words: Sequence[Sequence[int]], with_graphs: bool = True
+    ) -> Iterator[Event]:
         prompt, v = self.prompts[group.start], self.vocabulary
         header = v.header(prompt.units)
         prefixes = [[*self.prompts[i].tokens, *text, *header] for i, text in zip(group, words, strict=True)]
         streams = [(self.seeds[i], len(text) + len(header)) for i, text in zip(group, words, strict=True)]
         capacity = max(map(len, prefixes)) + self.picture + self.sampling.spare
-        contexts = Contexts(self.transformer, len(group), self.sampling.cfg != 1.0, capacity)
+        what = f"{len(group)} {in_pixels(prompt.units)} pictures side by side"
+        with told(f"making room for {what}", ADVICE):
+            contexts = Contexts(self.transformer, len(group), self.sampling.cfg != 1.0, capacity, with_graphs)
         try:
-            shape = v.codes_shape(prompt.units)
-            painter = painter_of(contexts, v, prompt, self.sampling, group, shape)
-            painter.start(contexts.prefill_each(prefixes), header, len(header), streams=streams)
-            for event in painter.paint():
-                if isinstance(event, Progress):
-                    done = group.start * self.picture + len(group) * event.done
-                    yield Progress(done, len(self.prompts) * self.picture)
-                elif isinstance(event, RowFinished):
-                    yield event
-            pictures = painter.codes.cpu()
+            with told(f"reading the prompts of {what}", ADVICE):
+                shape = v.codes_shape(prompt.units)
+                painter = painter_of(contexts, v, prompt, self.sampling, group, shape)
+                painter.start(contexts.prefill_each(prefixes), header, len(header), streams=streams)
+            with told(f"drawing {what}", ADVICE):
+                for event in painter.paint():
+                    if isinstance(event, Progress):
+                        done = group.start * self.picture + len(group) * event.done
+                        yield Progress(done, len(self.prompts) * self.picture)
+                    elif isinstance(event, RowFinished):
+                        yield event
+                pictures = painter.codes.cpu()
         finally:
             contexts.free()
         for i, codes in zip(group, pictures, strict=True):

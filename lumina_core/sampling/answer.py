@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import PictureError
+from ..errors import OutOfMemoryError, PictureError
+from ..shortage import told
 from ..unirep import TokenGrid, Vocabulary
 from .contexts import Contexts
 from .events import AnswerFinished, Event, PictureFinished, Progress, Sampling, TextPiece
+from .finite import Finite
 from .logits import draw, gumbel, keep_by_entropy, keep_top, noise_key
 from .room import check_bytes
+from .smaller import ADVICE, let_go, smaller
 from .text import DRAFTS, Writer
 from .window import painter_of
 
@@ -41,15 +44,22 @@ class Answer:
         self.most = min(transformer.config.max_position_embeddings, len(prompt.tokens) + sampling.max_tokens)
         self.stop = vocabulary.image_end if prompt.expects == "image" else vocabulary.separator
         self.tokens: list[int] = []
+        self.whole = 0  # how many of them were handed out: not those of a picture that is begun
 
     def write(self) -> Iterator[Event]:
         """Yields pieces of text and pictures until the stop token or a limit, then how it ended."""
-        guided, length = self.sampling.cfg != 1.0, len(self.prompt.tokens)
-        self.contexts = Contexts(self.transformer, 1, guided, length + ROOM)
+        reason = None
         try:
-            reason = yield from self._write()
-        finally:
-            self.contexts.free()
+            reason = yield from self._written()
+        except OutOfMemoryError as e:
+            less = smaller(e, self.transformer, self.sampling)
+            if less is None:
+                raise
+        if reason is None:  # it goes on behind what was handed out
+            let_go(self.transformer)
+            self.sampling = less
+            del self.tokens[self.whole :]
+            reason = yield from self._written(with_graphs=False)
         if self.prompt.expects == "image" and not self.vocabulary.pictures(self.tokens):
             raise PictureError(
                 f"The model drew no whole picture within {len(self.tokens)} tokens. Try another seed or prompt, set "
@@ -57,26 +67,49 @@ class Answer:
             )
         yield AnswerFinished(self.index, tuple(self.tokens), reason)
 
-    def _write(self) -> Iterator[Event]:
+    def _written(self, with_graphs: bool = True) -> Iterator[Event]:
+        """Writes in a cache of its own."""
+        guided = self.sampling.cfg != 1.0
+        with told("making room for an answer", ADVICE):
+            self.contexts = Contexts(self.transformer, 1, guided, self._end() + ROOM, with_graphs)
+        try:
+            self.finite = Finite(self.contexts.device, self.contexts.dtype)
+            with told(f"reading the prompt ({self._end()} tokens) of an answer", ADVICE):
+                hidden = self.contexts.prefill([*self.prompt.tokens, *self._read()])
+            with told("writing an answer", ADVICE):
+                reason = yield from self._write(hidden)
+        finally:
+            self.contexts.free()
+        return reason
+
+    def _read(self) -> list[int]:
+        """The tokens to be read where the answer goes on: a picture's start is fed by the picture."""
+        begun = self.tokens[-1:] == [self.vocabulary.image_start]
+        return self.tokens[:-1] if begun else self.tokens
+
+    def _write(self, hidden: torch.Tensor | None) -> Iterator[Event]:
+        """Goes on behind the tokens there are; `hidden` is the state behind the last that was read."""
         v = self.vocabulary
-        hidden = self.contexts.prefill(self.prompt.tokens)
         writer = Writer(self.contexts, self._drawn_text, self.sampling.decode != "ar")
-        writer.drafts.extend(self.prompt.tokens)
+        writer.drafts.extend([*self.prompt.tokens, *self.tokens])
+        token = self.tokens[-1] if self.tokens else None
         while True:
-            self.contexts.reserve(self._end() + DRAFTS + 1, ROOM)
-            if hidden is None:
-                run = self._cut(writer.run(len(self.tokens), self._left()))
-                self.contexts.move(len(run), unconditional=False)
-            else:
-                run, hidden = self._drawn_text(hidden, len(self.tokens)), None
-            writer.drafts.extend(run)
-            for token in run:
-                self.tokens.append(token)
-                yield Progress(len(self.tokens), self.most - len(self.prompt.tokens))
-                if token == self.stop:
-                    return "stop"
-                if token != v.image_start:
-                    yield TextPiece(self.index, (token,))
+            if token != v.image_start:
+                self.contexts.reserve(self._end() + DRAFTS + 1, ROOM)
+                if hidden is None:
+                    run = self._cut(writer.run(len(self.tokens), self._left()))
+                    self.contexts.move(len(run), unconditional=False)
+                else:
+                    run, hidden = self._drawn_text(hidden, len(self.tokens)), None
+                writer.drafts.extend(run)
+                for token in run:
+                    self.tokens.append(token)
+                    self.whole = len(self.tokens)
+                    yield Progress(len(self.tokens), self.most - len(self.prompt.tokens))
+                    if token == self.stop:
+                        return "stop"
+                    if token != v.image_start:
+                        yield TextPiece(self.index, (token,))
             if token == v.image_start:
                 begun = len(self.tokens)
                 hidden = yield from self._picture()
@@ -85,6 +118,7 @@ class Answer:
                 if v.image_end == self.stop:
                     return "stop"
                 writer.drafts.extend(self.tokens[begun:])
+                token = None
             if self._left() <= 0:
                 return "limit"
 
@@ -121,6 +155,7 @@ class Answer:
         yield from painter.paint()
         codes = painter.codes[0].cpu()
         self.tokens += [*v.rows(codes), v.image_end]
+        self.whole = len(self.tokens)
         yield PictureFinished(self.index, TokenGrid(codes, self.prompt.family, self.prompt.panels))
         if self.stop == v.image_end or self._left() <= 0:
             return painter.hidden  # nothing is drawn behind it, so its last tokens need no pass
@@ -185,6 +220,7 @@ class Answer:
     ) -> list[int]:
         """Tokens drawn from states (T, hidden) at places `place`, `place` + 1, ... of the answer."""
         scores = self.transformer.scores(hidden)
+        self.finite.note(scores)
         if self.transformer.config.mask_image_logits:
             ids = self.vocabulary.code_ids.to(scores.device)
             scores = scores.index_fill(-1, ids, torch.finfo(scores.dtype).min)
@@ -192,4 +228,7 @@ class Answer:
         seed = self.sampling.seed + self.index
         keys = [noise_key(seed, place + i) for i in range(len(scores))]
         noise = gumbel(torch.tensor(keys, device=scores.device), scores.shape[-1])
-        return draw(scores, self.sampling.temperature, noise).tolist()
+        drawn = draw(scores, self.sampling.temperature, noise)
+        *tokens, fine = torch.cat([drawn, self.finite.flag()]).tolist()
+        self.finite.check(fine)
+        return tokens

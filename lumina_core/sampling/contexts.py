@@ -19,14 +19,16 @@ class Contexts:
     Each row has its own cursor, so the two prefixes may differ in length.
     """
 
-    def __init__(self, transformer: Transformer, n: int, guided: bool, capacity: int):
+    def __init__(
+        self, transformer: Transformer, n: int, guided: bool, capacity: int, with_graphs: bool = True
+    ):
         weight = transformer.model.embed_tokens.weight
         self.transformer, self.n, self.guided = transformer, n, guided
         self.device, self.dtype = transformer_device(transformer), weight.dtype
         self.cache = transformer.new_cache(2 * n if guided else n, capacity, self.device, self.dtype)
         self.cursor = torch.zeros(self.cache.rows, dtype=torch.int64, device=self.device)
         self.longest = 0
-        self.graphs = Graphs.of(transformer, self.cache, self.device)
+        self.graphs = Graphs.of(transformer, self.cache, self.device) if with_graphs else None
         self.parts = transformer.parts(self.device)
 
     @staticmethod

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, OutOfMemoryError
+from ..shortage import told
 from ..unirep import TokenGrid, Vocabulary
 from .answer import Answer
 from .contexts import Contexts
-from .events import Event, PictureFinished, Sampling
+from .events import Event, PictureFinished, Progress, Sampling
 from .kept import kept_codes, rows_kept
-from .room import check, tokens_needed
+from .room import check, in_pixels, tokens_needed
+from .smaller import ADVICE, let_go, smaller
 from .window import painter_of
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ def generate(
     Raises `InputError` at once when the picture cannot fit the model's positions, or its cache the `free` bytes of
     the device, which is asked when nothing is given. The cache is gone when the last picture is handed out, when the
     iterator is closed, and when anything is raised.
+
+    Where memory runs out, the same is drawn once more in a smaller way, which is logged; `Progress` then begins anew.
+    An `OutOfMemoryError` says that this was too much as well, a `PrecisionError` that the scores are no numbers.
     """
     _check(transformer, prompt)
     if prompt.expects == "image" and prompt.units is not None:
@@ -68,6 +73,32 @@ def _check(transformer: Transformer, prompt: Prompt) -> None:
 def _known_size(
     transformer: Transformer, vocabulary: Vocabulary, prompt: Prompt, sampling: Sampling
 ) -> Iterator[Event]:
+    pictures = range(sampling.batch)
+    try:
+        yield from _pictures(transformer, vocabulary, prompt, sampling, pictures)
+        return
+    except OutOfMemoryError as e:
+        less = smaller(e, transformer, sampling, len(pictures))
+        if less is None:
+            raise
+    let_go(transformer)  # outside the handler: until here the error keeps what was computed
+    for i in pictures:
+        one = _pictures(transformer, vocabulary, prompt, less, range(i, i + 1), with_graphs=False)
+        for event in one:
+            if isinstance(event, Progress):
+                event = Progress(i * event.total + event.done, len(pictures) * event.total)
+            yield event
+
+
+def _pictures(
+    transformer: Transformer,
+    vocabulary: Vocabulary,
+    prompt: Prompt,
+    sampling: Sampling,
+    pictures: range,
+    with_graphs: bool = True,
+) -> Iterator[Event]:
+    """Draws some pictures of a batch side by side."""
     shape = vocabulary.codes_shape(prompt.units)
     header = vocabulary.header(prompt.units)
     prefix = list(prompt.tokens)
@@ -76,22 +107,27 @@ def _known_size(
         prefix += header
     else:
         opened, drawn = prefix[prompt.open_at :], 0
-    kept = kept_codes(prompt, range(sampling.batch), shape)
+    kept = kept_codes(prompt, pictures, shape)
     if kept is not None:  # kept rows on top are read at once, as a given panel is
         given = (len(opened) - 3) // (shape[1] + 1)
         rows = vocabulary.rows(kept[0, given : rows_kept(kept, given)])
         opened, prefix, drawn = opened + rows, prefix + rows, drawn + len(rows)
     capacity = tokens_needed(prompt, vocabulary) + sampling.spare
-    contexts = Contexts(transformer, sampling.batch, sampling.cfg != 1.0, capacity)
+    size = in_pixels(prompt.units)
+    what = f"a {size} picture" if len(pictures) == 1 else f"{len(pictures)} {size} pictures side by side"
+    with told(f"making room for {what}", ADVICE):
+        contexts = Contexts(transformer, len(pictures), sampling.cfg != 1.0, capacity, with_graphs)
     try:
-        painter = painter_of(contexts, vocabulary, prompt, sampling, range(sampling.batch), shape)
-        kept = None if kept is None else kept.to(contexts.device)
-        painter.start(contexts.prefill(prefix), opened, drawn, kept)
-        yield from painter.paint()
-        pictures = painter.codes.cpu()
+        with told(f"reading the prompt ({len(prefix)} tokens) for {what}", ADVICE):
+            painter = painter_of(contexts, vocabulary, prompt, sampling, pictures, shape)
+            kept = None if kept is None else kept.to(contexts.device)
+            painter.start(contexts.prefill(prefix), opened, drawn, kept)
+        with told(f"drawing {what}", ADVICE):
+            yield from painter.paint()
+            finished = painter.codes.cpu()
     finally:
         contexts.free()
-    for i, codes in enumerate(pictures):
+    for i, codes in zip(pictures, finished, strict=True):
         yield PictureFinished(i, TokenGrid(codes, prompt.family, prompt.panels))
 
 

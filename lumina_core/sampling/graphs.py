@@ -58,14 +58,17 @@ class Graphs:
         self.parts = transformer.parts(cache.steps.device)
         self.works = True
 
+    @staticmethod
+    def possible(transformer: Transformer, device: torch.device) -> bool:
+        """Whether graphs can be had: on CUDA, with all weights there, and not switched off by the owner."""
+        if device.type != "cuda" or not getattr(transformer, "graphs", True):
+            return False
+        return all(p.device.type == "cuda" for p in transformer.parameters())
+
     @classmethod
     def of(cls, transformer: Transformer, cache: KVCache, device: torch.device) -> Graphs | None:
-        """Graphs where they can be had: on CUDA, with all weights there, and not switched off by the owner."""
-        if device.type != "cuda" or not getattr(transformer, "graphs", True):
-            return None
-        if any(p.device.type != "cuda" for p in transformer.parameters()):
-            return None
-        return cls(transformer, cache, Recorder(device))
+        """Graphs where they can be had."""
+        return cls(transformer, cache, Recorder(device)) if cls.possible(transformer, device) else None
 
     def run(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
         """States (R, T, hidden) of a pass as `Transformer.forward` gives them."""

@@ -34,7 +34,7 @@ def top_k_of_entropy(nats: torch.Tensor, low: int, high: int) -> torch.Tensor:
     """How many scores PURE keeps where the entropy is so high: a logistic curve from `low` to `high`, int64."""
     wide = torch.float32 if nats.device.type == "mps" else torch.float64
     curve = low + (high - low) / (1 + torch.exp(5 - nats.to(wide).clamp(0, 10)))
-    return curve.round().clamp(low, high).long()
+    return curve.round().long().clamp(low, high)  # in whole numbers: a nan would stay one, and be no index
 
 
 def keep_by_entropy(scores: torch.Tensor, low: int, high: int) -> torch.Tensor:

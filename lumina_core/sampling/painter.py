@@ -10,6 +10,7 @@ import torch
 from ..unirep import Vocabulary
 from .contexts import Contexts
 from .events import Event, Progress, RowFinished, Sampling
+from .finite import Finite
 from .logits import decayed, draw, guide, gumbel, keep_by_entropy, keep_top, noise_key
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Painter:
         self.code_ids = vocabulary.code_ids.to(device)
         self.head = contexts.transformer.head_rows(vocabulary.code_ids, device, contexts.dtype)
         self.codes = torch.zeros(len(pictures), 0, shape[1], dtype=torch.int64, device=device)
+        self.finite = Finite(device, contexts.dtype)
 
     def start(
         self,
@@ -103,6 +105,7 @@ class Painter:
                 yield self.progress(place + 1 + (column == width - 1))
             self.codes = torch.cat([self.codes, torch.stack(drawn, 1)[:, None]], 1)
             self.begun = self.begun[:, :0]
+            self.finite.check()
             yield RowFinished(self.codes, self.shape)
         yield self.progress(self.places + 1)
 
@@ -117,6 +120,7 @@ class Painter:
     def allowed(self, hidden: torch.Tensor, places: int | torch.Tensor) -> torch.Tensor:
         """Scores (pictures, ..., codes) after guidance and top-k, of the states of all rows (rows, ..., hidden)."""
         scores = self.contexts.transformer.scores(hidden, self.head)
+        self.finite.note(scores)
         if self.guided:
             cond, uncond = scores.chunk(2)
             scale = self.sampling.cfg if self.scales is None else self.scales[places - self.given]

@@ -69,7 +69,7 @@ def check(
     needed = tokens_needed(prompt, vocabulary)
     if needed > most:
         raise InputError(
-            f"A {_size(prompt.units)} picture with this prompt takes {needed} tokens; this checkpoint has {most} "
+            f"A {in_pixels(prompt.units)} picture with this prompt takes {needed} tokens; this checkpoint has {most} "
             f"positions. {_largest(transformer, vocabulary, prompt, sampling, None)}"
         )
     nbytes = cache_nbytes(transformer, vocabulary, prompt, sampling)
@@ -93,7 +93,7 @@ def check_bytes(
     if free is not None and nbytes > free:
         many = f", batch {batch}," if batch > 1 else ""
         raise InputError(
-            f"A {_size(units)} picture{many} takes {_gigabytes(nbytes)} of key-value cache; {_gigabytes(free)} are "
+            f"A {in_pixels(units)} picture{many} takes {_gigabytes(nbytes)} of key-value cache; {_gigabytes(free)} are "
             f"free on {device}. {fits(free)}"
         )
 
@@ -112,13 +112,14 @@ def _largest(
             continue
         a_panel = " a panel" if prompt.panels > 1 else ""
         fewer = ", or lower batch" if free is not None and sampling.batch > 1 else ""
-        return f"The largest square that fits is {_size((n, n))}{a_panel}{fewer}."
+        return f"The largest square that fits is {in_pixels((n, n))}{a_panel}{fewer}."
     if free is None:
         return "No size fits; shorten the text, or give fewer or smaller pictures."
     return "No size fits; lower batch, set cfg to 1, free memory, or load the weights in a smaller precision."
 
 
-def _size(units: tuple[int, int]) -> str:
+def in_pixels(units: tuple[int, int]) -> str:
+    """Width x height in pixels of grid units (height, width)."""
     return f"{units[1] * UNIT}x{units[0] * UNIT}"
 
 

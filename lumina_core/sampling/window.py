@@ -62,10 +62,13 @@ class WindowPainter(Painter):
             pace.note(min(counts) - least, usual)
             least, most = min(counts), max(counts)
             yield self.progress(least)
+            if rows < least // self.stride:
+                self.finite.check()
             while rows < least // self.stride:
                 rows += 1
                 self.codes = self.grid(rows)
                 yield RowFinished(self.codes, self.shape)
+        self.finite.check()
         if rows < self.shape[0]:
             self.codes = self.grid(self.shape[0])
             yield RowFinished(self.codes, self.shape)

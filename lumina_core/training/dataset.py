@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..files import write_whole
+from ..files import write_state
 from ..prompts import IGNORE
 from .examples import Size, example
 from .sequences import Language
@@ -63,7 +63,7 @@ def pre_tokenise(
         file = folder / f"{size[0]}x{size[1]}-{mark:08x}.pt"
         if not file.exists():
             tables = _tables(vq, language, kinds, size, report, device)
-            write_whole(file, lambda part, tables=tables: torch.save(tables, part))
+            write_state(file, tables)
         for kind, saved in torch.load(file, weights_only=True).items():
             parts = (saved[name].numpy() for name in ("tokens", "learned", "starts"))
             out[kind, size] = Sequences(*parts)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import write_whole
+from ..files import cannot_write, write_state
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Stage:
         return torch.load(self.state_file, map_location="cpu", weights_only=True)
 
     def save(self, state: dict) -> None:
-        write_whole(self.state_file, lambda part: torch.save(state, part))
+        write_state(self.state_file, state)
 
     def steps(self, first: int, total: int, snapshot: Callable[[int], dict]) -> Iterator[int]:
         """Step numbers `first` to `total`; saves `snapshot(steps done)` once a minute, on Ctrl-C and at the end."""
@@ -60,7 +60,11 @@ class Stage:
         """Appends a line to the history and shows it."""
         row = {"stage": self.name, "step": step, "seconds": round(seconds, 1)}
         row |= {k: round(v, 5) for k, v in figures.items()}
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+        history = self.folder / "log.jsonl"
+        try:
+            with history.open("a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
+        except OSError as e:
+            raise cannot_write(history, e) from None
         shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
         self.report(f"{self.name} {step}/{total}  {shown}  {seconds:.0f} s")

@@ -9,20 +9,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 
-from ..errors import PictureError
+from ..errors import OutOfMemoryError, PictureError
+from ..shortage import empty_caches, ran_out
 from .blocks import ImageTokenizer
 
 log = logging.getLogger(__name__)
 
 TILES = (64, 32, 16)  # codes a side, tried in turn
 OVERLAP = 4  # of a tile, a side: the part that neighbours blend over is a quarter of it
+_one_at_a_time = (
+    Lock()
+)  # decoding in 32 bit changes the weights meanwhile, and two at once need twice the memory
 
 
 def decode(vq: ImageTokenizer, codes: torch.Tensor) -> torch.Tensor:
-    """Picture (1, 3, H, W), about [-1, 1], of codes (1, h, w): in one piece and the weights' type, if that works."""
+    """Picture (1, 3, H, W), about [-1, 1], of codes (1, h, w): in one piece and the weights' type, if that works.
+
+    Threads take turns. An `OutOfMemoryError` where the memory is too little even for tiles.
+    """
+    with _one_at_a_time:
+        return _decode(vq, codes)
+
+
+def _decode(vq: ImageTokenizer, codes: torch.Tensor) -> torch.Tensor:
     pixels = _in_pieces(vq, codes)
     if bool(pixels.isfinite().all()):
         return pixels
@@ -36,12 +49,14 @@ def decode(vq: ImageTokenizer, codes: torch.Tensor) -> torch.Tensor:
 def _in_pieces(vq: ImageTokenizer, codes: torch.Tensor) -> torch.Tensor:
     try:
         return vq.decode(codes)
-    except torch.cuda.OutOfMemoryError:
-        pass  # handled outside: until here the traceback keeps what was computed
+    except Exception as e:  # each device says it with an error of its own
+        if not ran_out(e):
+            raise
+    # outside the handler: until here the error keeps what was computed
     for side in TILES:
         if side >= max(codes.shape[1:]):
             continue
-        _empty_cache(codes.device)
+        empty_caches(codes.device)
         log.warning(
             "Lumina-mGPT: too little memory to decode the picture in one piece; decoding tiles of %d pixels, which "
             "may show faint seams",
@@ -49,10 +64,14 @@ def _in_pieces(vq: ImageTokenizer, codes: torch.Tensor) -> torch.Tensor:
         )
         try:
             return tiled(vq, codes, side)
-        except torch.cuda.OutOfMemoryError:
-            continue
-    raise PictureError(
-        "There is too little memory to decode the picture, even in tiles. Free memory, or decode on the CPU."
+        except Exception as e:
+            if not ran_out(e):
+                raise
+    empty_caches(codes.device)
+    height, width = (side * vq.config.factor for side in codes.shape[1:])
+    raise OutOfMemoryError(
+        f"There is too little memory to decode the {width}x{height} picture, even in tiles. Close other programs that "
+        "use this memory, ask for a smaller picture, or decode on the CPU."
     )
 
 
@@ -98,8 +117,3 @@ def in_float32(vq: ImageTokenizer) -> Iterator[None]:
     finally:
         for p, data in kept:
             p.data = data
-
-
-def _empty_cache(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

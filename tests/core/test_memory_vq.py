@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from lumina_core import PictureError
+from lumina_core import OutOfMemoryError
 from lumina_core.vq.decoding import decode, in_float32, tiled
 from lumina_core.vq.movq import MoVQ
 from tests import tiny
@@ -55,7 +55,7 @@ def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_it_is_said(vq, monk
 @torch.inference_mode()
 def test_a_picture_that_fits_in_no_way_is_refused_in_words(vq, monkeypatch):
     short_of_memory(monkeypatch, vq, 4)
-    with pytest.raises(PictureError, match="too little memory"):
+    with pytest.raises(OutOfMemoryError, match="too little memory"):
         decode(vq, CODES)
 
 
