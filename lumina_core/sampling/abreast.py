@@ -14,7 +14,7 @@ from ..unirep import TokenGrid, Vocabulary
 from .answer import Answer
 from .contexts import Contexts, transformer_device
 from .events import Event, PictureFinished, Progress, RowFinished, Sampling, TextPiece
-from .room import check_bytes, free_bytes, in_pixels
+from .room import check_bytes, free_bytes, in_words
 from .smaller import ADVICE, let_go, smaller
 from .window import painter_of
 
@@ -118,7 +118,7 @@ class Abreast:
         prefixes = [[*self.prompts[i].tokens, *text, *header] for i, text in zip(group, words, strict=True)]
         streams = [(self.seeds[i], len(text) + len(header)) for i, text in zip(group, words, strict=True)]
         capacity = max(map(len, prefixes)) + self.picture + self.sampling.spare
-        what = f"{len(group)} {in_pixels(prompt.units)} pictures side by side"
+        what = in_words(len(group), prompt.units)
         with told(f"making room for {what}", ADVICE):
             contexts = Contexts(self.transformer, len(group), self.sampling.cfg != 1.0, capacity, with_graphs)
         try:

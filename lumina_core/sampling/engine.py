@@ -18,7 +18,7 @@ from .answer import Answer
 from .contexts import Contexts
 from .events import Event, PictureFinished, Progress, Sampling
 from .kept import kept_codes, rows_kept
-from .room import check, in_pixels, tokens_needed
+from .room import check, in_words, tokens_needed
 from .smaller import ADVICE, let_go, smaller
 from .window import painter_of
 
@@ -113,8 +113,7 @@ def _pictures(
         rows = vocabulary.rows(kept[0, given : rows_kept(kept, given)])
         opened, prefix, drawn = opened + rows, prefix + rows, drawn + len(rows)
     capacity = tokens_needed(prompt, vocabulary) + sampling.spare
-    size = in_pixels(prompt.units)
-    what = f"a {size} picture" if len(pictures) == 1 else f"{len(pictures)} {size} pictures side by side"
+    what = in_words(len(pictures), prompt.units)
     with told(f"making room for {what}", ADVICE):
         contexts = Contexts(transformer, len(pictures), sampling.cfg != 1.0, capacity, with_graphs)
     try:

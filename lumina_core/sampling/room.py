@@ -123,5 +123,11 @@ def in_pixels(units: tuple[int, int]) -> str:
     return f"{units[1] * UNIT}x{units[0] * UNIT}"
 
 
+def in_words(count: int, units: tuple[int, int]) -> str:
+    """What is drawn together: pictures of grid units (height, width)."""
+    size = in_pixels(units)
+    return f"a {size} picture" if count == 1 else f"{count} {size} pictures side by side"
+
+
 def _gigabytes(nbytes: int) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
