@@ -28,7 +28,7 @@ PRECISIONS = {
     "int8": {"quantise": "int8"},
     "nf4": {"quantise": "nf4"},
 }
-FORCED, DRAWN = 24, 6  # held-out examples that are read, and that are drawn
+FORCED, DRAWN = 12, 4  # held-out examples that are read, and that are drawn
 PROMISES = Path(__file__).parents[1] / "PROMISES.md"
 HEADER = "| checkpoint | precision | next token as in fp32 | codes as in fp32 | picture PSNR against fp32 |"
 ROW = re.compile(r"^\| (\S+) \| (\S+) \| ([\d.]+) % \| ([\d.]+) % \| (?:([\d.]+) dB|the same) \|", re.M)

@@ -112,7 +112,7 @@ def mixed(folders: dict, total: int) -> Run:
         run.seconds.append(time.process_time() - start)
         assert first.setdefault(name, result) == result, f"{name} as job {number} is not what it was first"
         polls[name] = counted.count
-        run.memory.append(resident())
+        run.memory.append(resident(thorough=number % EVERY == 0))
         assert not any(watched.cache_lives for watched in models.values())
     assert gc.garbage == []
     return run

@@ -215,7 +215,7 @@ def in_threads(jobs: list[Callable[[], object]], seconds: float = 300) -> list:
 @pytest.mark.parametrize("pair", [("ar", "jacobi"), ("jacobi", "jacobi"), ("coupled", "jacobi")])
 def test_two_threads_draw_with_one_model(models, pair):
     jobs = [
-        lambda i=i, decode=decode: draw(models["mgpt1"], idle, decode, window=None, seed=i)
+        lambda i=i, decode=decode: draw(models["mgpt2"], idle, decode, window=None, seed=i)
         for i, decode in enumerate(pair)
     ]
     alone = [job() for job in jobs]

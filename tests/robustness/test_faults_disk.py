@@ -139,13 +139,17 @@ def removed(file: Path) -> None:
 CHANGES = (replaced, cut, overwritten, removed)
 
 
-@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("family", ["mgpt1", "mgpt2"])
-@pytest.mark.parametrize("part", ["transformer", "image tokenizer"])
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        *(("transformer", change) for change in CHANGES),
+        # a mapped file that is cut may end the process: tried in one of its own
+        *(("image tokenizer", change) for change in (replaced, removed)),
+    ],
+)
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, family, part, change):
     """Changed by whoever is told of the first tensor: the header was read, the rest was not."""
-    if part == "image tokenizer" and change in (cut, overwritten):
-        pytest.skip("a mapped file that is cut may end the process: tried in one of its own")
     folder = checkpoints.build(tmp_path / family, family, shards=1)
     file = folder / ("model.safetensors" if part == "transformer" else checkpoints.VQ[family][2])
     content, told = file.read_bytes(), []

@@ -96,7 +96,7 @@ def test_what_happened_is_said_and_nothing_is_left(models, device, decode, stage
     amount = f"{nbytes / 1e9:.1f} GB more were wanted"
     assert amount in told and "smaller" in told and "int8 or nf4" in told and "close other programs" in told
     # the second try, with one picture at a time, fails as soon as it begins
-    assert "reading the prompt (" in told and "a 64x32 picture" in told
+    assert "reading the prompt (" in told and "a 32x32 picture" in told
     assert not watched.cache_lives, "even while the error is held"
     assert draw(watched, lambda: None, decode) == clean
 
@@ -111,7 +111,7 @@ def test_no_room_for_the_cache_is_said(models):
     watched.model.transformer.new_cache = none
     try:
         with pytest.raises(
-            OutOfMemoryError, match="making room for a 64x32 picture .2.1 GB more were wanted"
+            OutOfMemoryError, match="making room for a 32x32 picture .2.1 GB more were wanted"
         ):
             draw(watched, lambda: None, "ar", batch=1)
     finally:

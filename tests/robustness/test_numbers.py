@@ -118,7 +118,8 @@ class Reads(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        aten = torch.ops.aten
+        self.count += func.overloadpacket in (aten.item, aten._local_scalar_dense, aten.is_nonzero)
         return func(*args, **(kwargs or {}))
 
 
