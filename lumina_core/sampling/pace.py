@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -53,7 +54,8 @@ class Pace:
 
     @classmethod
     def of(cls, contexts: Contexts, sampling: Sampling) -> Pace:
-        """The pace of this model, batch and guidance; kept while the model lives.
+        """The pace of this model, batch and guidance; kept while the model lives. Every thread has its own: passes of
+        two that were counted as one would tell nothing.
 
         In 16 bit the width of a pass shows in its rounding, so there it must not depend on a clock: the same seed is to
         give the same picture again.
@@ -65,7 +67,8 @@ class Pace:
         if contexts.dtype != torch.float32:
             return cls(FIRST)
         paces = _known.setdefault(contexts.transformer, {})
-        key = (contexts.cache.rows, str(contexts.device), contexts.dtype, sampling.cfg, sampling.temperature)
+        kind = (contexts.cache.rows, str(contexts.device), contexts.dtype, sampling.cfg, sampling.temperature)
+        key = (threading.get_ident(), *kind)
         return paces.setdefault(key, cls(None))
 
     @contextmanager

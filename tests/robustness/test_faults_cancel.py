@@ -19,6 +19,8 @@ import torch
 import lumina_core
 from lumina_core import RowFinished, Sampling, generate, load, many
 from lumina_core.cache import KVCache
+from lumina_core.sampling.contexts import Contexts
+from lumina_core.sampling.pace import Pace
 from lumina_core.vq.decoding import decode as decode_vq
 from tests.robustness.workload import (
     Cancel,
@@ -221,6 +223,16 @@ def test_two_threads_draw_with_one_model(models, pair):
     alone = [job() for job in jobs]
     for both, one in zip(in_threads(jobs), alone, strict=True):
         assert both == [one, one]
+
+
+def test_each_thread_finds_its_own_window(models):
+    """What the passes of one brought says nothing of the other's; counted together they could end both."""
+    transformer = models["mgpt2"].model.transformer
+    sampling = Sampling(decode="jacobi")
+    mine = Pace.of(Contexts(transformer, 1, True, 8), sampling)
+    theirs = in_threads([lambda: Pace.of(Contexts(transformer, 1, True, 8), sampling)] * 2)
+    assert len({id(pace) for pace in (mine, *(one for both in theirs for one in both))}) == 3
+    assert Pace.of(Contexts(transformer, 1, True, 8), sampling) is mine
 
 
 def test_threads_with_different_tasks_share_a_model(models):
