@@ -15,6 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+HEAD = """# Measured in ComfyUI
+
+    python -m tests.host.report {hosts} --out tests/host/REPORT.md
+
+Cancel to idle is the longest of all cases, from the request until the queue is empty. On a machine that does other work
+too it may take as many times longer as a fixed piece of work does, which is the row below.
+
+"""
 ROOT = Path(__file__).parent.parent.parent
 TESTS = ("tests/host", "tests/nodes", "tests/workflows")
 
@@ -100,7 +108,8 @@ def main() -> None:
     text = table(hosts) + "\n"
     print(f"\n{text}")
     if given.out:
-        given.out.write_text(text, "utf-8")
+        names = " ".join(map(str, given.host))
+        given.out.write_text(HEAD.format(hosts=names) + text, "utf-8")
     sys.exit(any(h.tests.get(k) for h in hosts for k in ("failed", "error")))
 
 

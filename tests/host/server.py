@@ -213,11 +213,12 @@ class Comfy:
         *,
         cancel: Callable[[int, int], bool] = lambda done, total: False,
         cancel_in: str = "",
-        after: float = 0.0,
+        wait: Callable[[], object] = lambda: None,
         timeout: float = 240,
     ) -> Run:
-        """Runs a prompt to its end; cancels when `cancel` says so of some node's progress, or seconds `after` a node
-        begins.
+        """Runs a prompt to its end.
+
+        It is cancelled after a `wait` that begins when `cancel` says so of some node's progress, or a node begins.
         """
         client = uuid.uuid4().hex
         run, start, asked = Run(), time.monotonic(), None
@@ -239,7 +240,7 @@ class Comfy:
                     running = state["state"] == "running"
                     wanted = node == cancel_in or cancel(int(state["value"]), int(state["max"]))
                     if running and asked is None and wanted:
-                        time.sleep(after)
+                        wait()
                         asked = time.monotonic()
                         self.get_bytes("/interrupt", {})
             elif kind == "execution_cached":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_cancel_ends_the_reading_of_a_long_prompt(comfy, ended):
     whole = comfy.run(prompt)
     assert whole.status == "success", whole.error
     prompt[SAMPLE]["inputs"]["seed"] = 8
-    run = comfy.run(prompt, cancel_in=SAMPLE, after=0.3)
+    run = comfy.run(prompt, cancel_in=SAMPLE, wait=lambda: time.sleep(0.3))
     assert max(done for done, _ in run.progress[SAMPLE]) == 0, "it was reading still"
     ended(run, "prefill")
     assert whole.seconds > 2 * run.cancel_took, "reading takes long enough to tell"
@@ -71,7 +72,7 @@ def test_cancel_ends_sampling_at_once_and_the_next_run_works(comfy, make, decode
 @pytest.mark.parametrize(("node", "stage", "count"), [("7", "encoding", 32), (DECODE, "decoding", 1)])
 def test_cancel_ends_encoding_and_decoding(comfy, node, stage, count, ended):
     prompt = through_the_tokenizer(512 if count > 1 else 1024, count)
-    ended(comfy.run(prompt, cancel_in=node, after=0.2), stage)
+    ended(comfy.run(prompt, cancel_in=node, wait=lambda: time.sleep(0.2)), stage)
     assert comfy.run(graph(seed=13)).status == "success"
 
 
