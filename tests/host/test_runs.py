@@ -133,8 +133,8 @@ def test_progress_and_token_count_are_shown(first):
 
 
 def test_finished_rows_are_previewed_at_most_twice_a_second(comfy, first, figure):
-    large = comfy.run(graph(width=256, height=256, seed=31))
-    for run, shape in ((first, (64, 96, 3)), (large, (256, 256, 3))):
+    large = comfy.run(graph(width=192, height=192, seed=31))
+    for run, shape in ((first, (64, 96, 3)), (large, (192, 192, 3))):
         assert 1 <= len(run.previews) <= 2 + 2 * run.seconds
         assert {pixels(p).shape for p in run.previews} == {shape}
         figure("previews", (len(run.previews), run.seconds))
