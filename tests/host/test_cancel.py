@@ -20,8 +20,7 @@ def ended(figure):
     """Checks and notes how soon a run ended after Cancel, and that it was one worth cancelling."""
 
     def check(run, stage: str) -> None:
-        figure(stage, run.cancel_took)
-        figure("slowdown", run.slowdown)
+        figure(stage, (run.cancel_took, run.slowdown))
         assert run.answered_within(1), (run.status, run.error, run.cancel_took, run.slowdown)
 
     return check

@@ -48,7 +48,7 @@ def test_it_is_fetched_on_request_cancelled_and_gone_on_with(online, hub, figure
 
     hub.pause = 0.05
     run = online.run(prompt, cancel_in=LOAD, wait=some_has_come, timeout=600)
-    figure("downloading", run.cancel_took)
+    figure("downloading", (run.cancel_took, run.slowdown))
     assert run.answered_within(1), (run.status, run.error, run.cancel_took, run.slowdown)
     assert "nonwhy/PURE/model.safetensors" in run.texts[LOAD], "what is being fetched shows on the node"
     came = (folder / "model.safetensors.part").stat().st_size

@@ -218,5 +218,5 @@ def test_what_cannot_be_done_is_told_in_one_line(comfy, node, model, inputs, say
 def test_cancel_ends_a_task_at_once(comfy, figure):
     prompt = graph("Depth", "tiny", {"batch_size": 3}, resolution=512, decode="ar")
     run = comfy.run(prompt, cancel=lambda done, total: done >= 20 and total > 1000)
-    figure("drawing", run.cancel_took)
+    figure("drawing", (run.cancel_took, run.slowdown))
     assert run.answered_within(1)
