@@ -37,13 +37,15 @@ def online(comfy, hub):
 
 
 def test_it_is_fetched_on_request_cancelled_and_gone_on_with(online, hub, figure):
-    prompt, folder = graph(model="nano-mgpt2"), online.base / "models" / "lumina_mgpt" / "PURE"
+    prompt, folder = graph(model="nano-mgpt2"), online.base / "extra" / "PURE"
     prompt[LOAD]["inputs"]["download"] = "PURE"
     prompt["9"] = {"class_type": "PreviewAny", "inputs": {"source": [LOAD, 0]}}
     prompt = {key: prompt[key] for key in (LOAD, "9")}
 
     def some_has_come() -> None:
+        end = time.monotonic() + 300
         while not any(p.stat().st_size > 9 << 20 for p in folder.glob("*.part")):
+            assert time.monotonic() < end, online.log_text()[-2000:]
             time.sleep(0.1)
 
     hub.pause = 0.05
