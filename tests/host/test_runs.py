@@ -132,15 +132,6 @@ def test_progress_and_token_count_are_shown(first):
     assert PROMPT not in first.outputs, "a count is no result to list"
 
 
-def test_finished_rows_are_previewed_at_most_twice_a_second(comfy, first, figure):
-    large = comfy.run(graph(width=192, height=192, seed=31))
-    for run, shape in ((first, (64, 96, 3)), (large, (192, 192, 3))):
-        assert 1 <= len(run.previews) <= 2 + 2 * run.seconds
-        assert {pixels(p).shape for p in run.previews} == {shape}
-        figure("previews", (len(run.previews), run.seconds))
-    assert len(large.previews) > 2
-
-
 def test_a_changed_seed_does_not_load_again_and_draws_the_library_s_batch(comfy, first, library):
     loads = comfy.log_text().count("Lumina-mGPT: loaded tiny")
     run = comfy.run(graph(seed=8, batch=2))
@@ -148,6 +139,15 @@ def test_a_changed_seed_does_not_load_again_and_draws_the_library_s_batch(comfy,
     drawn = [pixels(p) for p in comfy.pictures(run)]
     assert np.array_equal(drawn, library[1:3])
     assert comfy.log_text().count("Lumina-mGPT: loaded tiny") == loads
+
+
+def test_finished_rows_are_previewed_at_most_twice_a_second(comfy, first, figure):
+    large = comfy.run(graph(width=192, height=192, seed=31))
+    for run, shape in ((first, (64, 96, 3)), (large, (192, 192, 3))):
+        assert 1 <= len(run.previews) <= 2 + 2 * run.seconds
+        assert {pixels(p).shape for p in run.previews} == {shape}
+        figure("previews", (len(run.previews), run.seconds))
+    assert len(large.previews) > 2
 
 
 def test_one_box_draws_the_same_and_keeps_the_model(comfy, library):
