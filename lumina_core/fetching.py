@@ -1,6 +1,6 @@
 """A download that can be watched and stopped at any moment: `hub.download` in a process of its own.
 
-What has come stays where the library keeps it, so that the next download goes on there.
+What has come stays, so that the next download goes on there.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from .errors import InputError, LuminaError
 
@@ -52,7 +54,11 @@ class Release:
 
 
 class Hub(Protocol):
-    """What is used of the module `huggingface_hub`; tests hand in their own."""
+    """What is used of the module `huggingface_hub`; tests hand in their own.
+
+    With `file_download.http_get`, which every release since 2023 has, broken-off files are gone on with; without it
+    `hf_hub_download` begins them anew.
+    """
 
     def hf_hub_download(self, *, repo_id: str, filename: str, local_dir: str) -> str: ...
 
@@ -131,9 +137,9 @@ def download(
     """Fetches a release into `folder`/<its name> with its image tokenizer; returns that folder.
 
     `report` takes lines for the user: first the licence note, then what is fetched. Files that are there in full size
-    are skipped and broken-off ones resumed; size and checksum of what comes are checked against the repository's. The
-    library draws the progress bars. Raises `InputError` for the name or a full disk, `LuminaError` when a file
-    cannot be had.
+    are skipped. What came of a file that broke off stays as `<name>.part` and is gone on with; it gets its name when
+    its size and checksum are the repository's. The library draws the progress bars. Raises `InputError` for the name
+    or a full disk, `LuminaError` when a file cannot be had.
     """
     release = find(name)
     target = Path(folder).expanduser() / release.name
@@ -172,6 +178,8 @@ def _library() -> Hub:
         raise LuminaError(
             "Downloading needs the package huggingface_hub: `pip install huggingface_hub`, then run the same command."
         ) from None
+    with contextlib.suppress(ImportError):
+        import huggingface_hub.file_download
     return huggingface_hub
 
 
@@ -190,7 +198,8 @@ def _listed(hub: Hub, release: Release) -> list[RemoteFile]:
             raise LuminaError(
                 f"{repo} cannot be listed: {_line(e)}. Check the network, then run it again."
             ) from e
-        hits = [s for s in listed if any(fnmatch(s.rfilename, p) for p in patterns)]
+        top = [s for s in listed if "/" not in s.rfilename]
+        hits = [s for s in top if any(fnmatch(s.rfilename, p) for p in patterns)]
         if not any(s.rfilename.endswith((".safetensors", *patterns[:1])) for s in hits):
             raise LuminaError(
                 f"{repo} does not hold {patterns[0]} any more; look at https://huggingface.co/{repo}."
@@ -211,23 +220,54 @@ def _whole(target: Path, file: RemoteFile) -> bool:
 
 
 def _fetch(hub: Hub, file: RemoteFile, target: Path) -> None:
+    part = target / f"{file.name}.part"
     try:
-        hub.hf_hub_download(repo_id=file.repo, filename=file.name, local_dir=str(target))
+        if http_get := getattr(getattr(hub, "file_download", None), "http_get", None):
+            _go_on(hub, http_get, file, part)
+        else:
+            hub.hf_hub_download(repo_id=file.repo, filename=file.name, local_dir=str(target))
+            (target / file.name).replace(part)
     except Exception as e:  # as above
         raise LuminaError(
             f"{file.repo}/{file.name} broke off: {_line(e)}. Run the same command to go on where it stopped."
         ) from e
-    path = target / file.name
-    if not _whole(target, file):
-        size = path.stat().st_size if path.is_file() else 0
-        raise LuminaError(
-            f"{path} has {size} bytes, {file.nbytes} are expected. Delete it and run the same command again."
+    _check(file, part)
+    part.replace(target / file.name)
+
+
+def _go_on(hub: Hub, http_get: Callable, file: RemoteFile, part: Path) -> None:
+    """Fetches what lacks of a file. Small ones, whose checksum nobody tells, begin anew."""
+    url = hub.hf_hub_url(file.repo, file.name)
+    found = hub.get_hf_file_metadata(url)
+    elsewhere = (
+        urlsplit(found.location).netloc != urlsplit(url).netloc
+    )  # which the user's token is no concern of
+    with part.open("ab" if file.sha256 else "wb") as out:
+        if file.nbytes is not None and out.tell() > file.nbytes:
+            out.seek(0)
+            out.truncate()
+        if out.tell() and out.tell() == file.nbytes:
+            return
+        http_get(
+            found.location,
+            out,
+            resume_size=out.tell(),
+            headers={} if elsewhere else hub.utils.build_hf_headers(),
+            expected_size=file.nbytes,
         )
-    if file.sha256 and _digest(path) != file.sha256:
-        path.unlink()
-        raise LuminaError(
-            f"{path} arrived damaged: its checksum is not {file.repo}'s. It is deleted; run the same command again."
-        )
+
+
+def _check(file: RemoteFile, part: Path) -> None:
+    """Raises, and deletes what came, when its size or checksum is not the repository's."""
+    size, name = part.stat().st_size, part.with_suffix("")
+    if file.nbytes not in (None, size):
+        fault = f"{name} has {size} bytes, {file.nbytes} are expected"
+    elif file.sha256 and _digest(part) != file.sha256:
+        fault = f"{name} arrived damaged: its checksum is not {file.repo}'s"
+    else:
+        return
+    part.unlink()
+    raise LuminaError(f"{fault}. It is deleted; run the same command again.")
 
 
 def _digest(path: Path) -> str:

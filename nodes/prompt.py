@@ -26,10 +26,10 @@ class MakePrompt(io.ComfyNode):
                     "task",
                     options=list(tasks()),
                     default="text_to_image",
-                    tooltip="What is asked of the model. text_to_image draws from words and is what the bundled "
-                    "checkpoint can do; pair_... draws a picture and its map as two panels; control_... draws a "
-                    "picture that follows the map given as image; chat and describe write; restore is PURE's. Each "
-                    "family knows some of them and names them when asked for another.",
+                    tooltip="What is asked of the model. text_to_image draws from words; pair_... draws a picture and "
+                    "its map as two panels; control_... draws a picture that follows the map given as image; chat and "
+                    "describe write; restore is PURE's. Each checkpoint knows some of them and names them when asked "
+                    "for another.",
                 ),
                 *size_inputs(),
                 io.Combo.Input(

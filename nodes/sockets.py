@@ -106,8 +106,8 @@ def guidance_inputs() -> list[io.Input]:
             default=4096,
             min=0,
             max=16384,
-            tooltip="Only this many of the likeliest image tokens may be drawn. 4096 is the published value, 2000 to "
-            "4096 are useful; 0 allows all.",
+            tooltip="Only this many of the likeliest image tokens may be drawn. 4096 is published for 2.0, 2000 for "
+            "1.0; 0 allows all.",
         ),
     ]
 

@@ -65,7 +65,20 @@ class Run:
     texts: dict[str, str] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
     outputs: dict = field(default_factory=dict)
-    cancel_took: float | None = None
+    cancel_took: float | None = None  # seconds from Cancel until the queue is idle
+    slowdown: float = 1.0  # of this machine at that time
+
+    def answered_within(self, seconds: float) -> bool:
+        """Whether Cancel ended the run, in this time on a machine that does nothing else."""
+        return self.status == "interrupted" and self.cancel_took <= seconds * max(1.0, self.slowdown)
+
+
+def slowdown() -> float:
+    """How many times longer work takes now than on a machine that does nothing else: a fixed piece of it tells."""
+    passed, worked = time.perf_counter(), time.thread_time()
+    while time.thread_time() - worked < 0.2:
+        sum(range(1000))
+    return (time.perf_counter() - passed) / (time.thread_time() - worked)
 
 
 class Comfy:
@@ -114,7 +127,8 @@ class Comfy:
         paths = f"tests:\n  base_path: {self.base}\n  lumina_mgpt: extra\n"
         (self.base / "paths.yaml").write_text(paths, "utf-8")
 
-    def start(self, *more: str, timeout: float = 300) -> None:
+    def start(self, *more: str, timeout: float = 300, **settings: str) -> None:
+        """Starts it with `more` arguments and with `settings` in its environment."""
         args = ["--listen", "127.0.0.1", "--port", str(self.port), "--cpu", "--disable-auto-launch"]
         args += ["--base-directory", str(self.base), "--preview-method", "auto"]
         args += ["--extra-model-paths-config", str(self.base / "paths.yaml")]
@@ -132,7 +146,7 @@ class Comfy:
             self.process = subprocess.Popen(
                 [self.python, "main.py", *args],
                 cwd=self.host,
-                env=os.environ | quiet,
+                env=os.environ | quiet | settings,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -199,9 +213,13 @@ class Comfy:
         *,
         cancel: Callable[[int, int], bool] = lambda done, total: False,
         cancel_in: str = "",
-        timeout: float = 120,
+        wait: Callable[[], object] = lambda: None,
+        timeout: float = 240,
     ) -> Run:
-        """Runs a prompt to its end; cancels when `cancel` says so of some node's progress, or a node begins."""
+        """Runs a prompt to its end.
+
+        It is cancelled after a `wait` that begins when `cancel` says so of some node's progress, or a node begins.
+        """
         client = uuid.uuid4().hex
         run, start, asked = Run(), time.monotonic(), None
         messages = listen(self.port, f"/ws?clientId={client}", timeout)
@@ -222,6 +240,7 @@ class Comfy:
                     running = state["state"] == "running"
                     wanted = node == cancel_in or cancel(int(state["value"]), int(state["max"]))
                     if running and asked is None and wanted:
+                        wait()
                         asked = time.monotonic()
                         self.get_bytes("/interrupt", {})
             elif kind == "execution_cached":
@@ -235,10 +254,23 @@ class Comfy:
                 run.node = str(data.get("node_id", ""))
                 break
         run.seconds = time.monotonic() - start
-        run.cancel_took = None if asked is None else time.monotonic() - asked
         messages.close()
+        if asked is not None:
+            while self.busy():
+                time.sleep(0.01)
+            run.cancel_took = time.monotonic() - asked
+            run.slowdown = slowdown()
         run.outputs = self._outputs(reply["prompt_id"])
         return run
+
+    def busy(self) -> bool:
+        """Whether a prompt runs or waits."""
+        queue = self.get("/queue")
+        return bool(queue["queue_running"] or queue["queue_pending"])
+
+    def free(self) -> None:
+        """Asks for all models and results to be given up, as the buttons do."""
+        self.get_bytes("/free", {"unload_models": True, "free_memory": True})
 
     def _outputs(self, prompt_id: str) -> dict:
         for _ in range(100):  # the history is written a moment after the last message

@@ -53,9 +53,10 @@ def test_pictures_are_restored_at_their_new_size_with_text_and_plan(comfy):
     assert np.array_equal(pixels(comfy.pictures(again)[0]), drawn[0])
 
 
-def test_restoring_shows_progress_and_can_be_cancelled(comfy):
+def test_restoring_shows_progress_and_can_be_cancelled(comfy, figure):
     run = comfy.run(restore(scale=16.0, seed=9), cancel=lambda done, total: done > 5 and total > 1000)
-    assert (run.status, run.cancel_took < 5) == ("interrupted", True)
+    figure("drawing", (run.cancel_took, run.slowdown))
+    assert run.answered_within(1)
     assert comfy.run(restore(scale=1.0, seed=9)).status == "success"
 
 

@@ -215,7 +215,8 @@ def test_what_cannot_be_done_is_told_in_one_line(comfy, node, model, inputs, say
     assert says in run.error and "\n" not in run.error and run.kind.startswith("Lumina-mGPT.")
 
 
-def test_cancel_ends_a_task_at_once(comfy):
+def test_cancel_ends_a_task_at_once(comfy, figure):
     prompt = graph("Depth", "tiny", {"batch_size": 3}, resolution=512, decode="ar")
     run = comfy.run(prompt, cancel=lambda done, total: done >= 20 and total > 1000)
-    assert run.status == "interrupted" and run.cancel_took < 2
+    figure("drawing", (run.cancel_took, run.slowdown))
+    assert run.answered_within(1)

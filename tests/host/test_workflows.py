@@ -15,8 +15,9 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda p: p.stem)
-def test_it_runs_and_shows_a_picture(comfy, file):
-    run = comfy.run(to_prompt(json.loads(file.read_text("utf-8")), comfy.info), timeout=120)
+def test_it_runs_and_shows_a_picture(comfy, file, figure):
+    run = comfy.run(to_prompt(json.loads(file.read_text("utf-8")), comfy.info))
+    figure("workflows", (run.status == "success", 1))
     assert run.status == "success", run.error
     pictures = [Image.open(io.BytesIO(p)).convert("RGB") for p in comfy.pictures(run)]
     assert pictures and all(max(c[1] - c[0] for c in p.getextrema()) > 60 for p in pictures)

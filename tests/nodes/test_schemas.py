@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 
 import pytest
 
 from tests.host.server import FOLDER
-from tests.nodes.test_help import FROZEN
+from tests.nodes.test_help import FROZEN, ROOT
 
 
 def inputs(schema: dict) -> list[tuple[str, str, str, dict]]:
@@ -48,6 +50,21 @@ def test_everything_is_explained(ours):
         assert all(schema["output_tooltips"]), name
         for entry, _, _, options in inputs(schema):
             assert len(options.get("tooltip", "")) > 20, f"{name}.{entry}"
+
+
+def test_numbers_say_which_values_are_good(ours):
+    for name, schema in ours.items():
+        for entry, kind, _, options in inputs(schema):
+            free = entry == "seed" or options.get("forceInput")  # any value is as good as another
+            if kind in ("INT", "FLOAT") and not free:
+                assert re.search(r"\d", options["tooltip"]), f"{name}.{entry}"
+
+
+def test_every_node_is_found_by_other_words(comfy, ours):
+    if not any("search_aliases" in schema for schema in comfy.info.values()):
+        pytest.skip("this ComfyUI does not know search_aliases")
+    for name, schema in ours.items():
+        assert len(set(schema["search_aliases"])) >= 3, name
 
 
 def test_numbers_have_limits_and_defaults_within(ours):
@@ -92,3 +109,34 @@ def test_help_pages_are_served(comfy):
 
 def test_the_schemas_are_plain_json(ours):
     assert json.loads(json.dumps(ours)) == ours
+
+
+def english(ours: dict) -> dict:
+    """The nodes' own texts as a locale; without those that hold signs which a locale may not."""
+
+    def entry(name: str, tooltip: str) -> dict:
+        return {"name": name} | ({} if set(tooltip) & set("{}|@") else {"tooltip": tooltip})
+
+    return {
+        node: {
+            "display_name": ours[node]["display_name"],
+            "description": ours[node]["description"],
+            "inputs": {name: entry(name, options["tooltip"]) for name, _, _, options in inputs(ours[node])},
+            "outputs": {
+                str(i): entry(*pair)
+                for i, pair in enumerate(
+                    zip(ours[node]["output_name"], ours[node]["output_tooltips"], strict=True)
+                )
+            },
+        }
+        for node in FROZEN
+    }
+
+
+def test_the_english_locale_says_what_the_nodes_say(ours):
+    """Where texts of nodes have changed, running this with WRITE_ENGLISH=1 writes them into the locale."""
+    file = ROOT / "locales" / "en" / "nodeDefs.json"
+    if os.environ.get("WRITE_ENGLISH"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(english(ours), indent=1) + "\n", "utf-8")
+    assert json.loads(file.read_text("utf-8")) == english(ours)

@@ -37,6 +37,67 @@ def values(node: dict) -> dict:
     return found
 
 
+def offer_faults(node: dict) -> list[str]:
+    """What keeps ComfyUI's page from offering the downloads that a loader names in `properties.models`."""
+    chosen = [v for v in node.get("widgets_values", []) if isinstance(v, str)]
+    faults = []
+    for offer in node.get("properties", {}).get("models", []):
+        name, url = offer.get("name", ""), offer.get("url", "")
+        if lacks := {"name", "url", "directory"} - offer.keys():
+            faults.append(f"{name}: no {', '.join(sorted(lacks))}")
+        if name not in chosen:
+            faults.append(f"{name}: not the value of a widget, so the page takes it for another model's")
+        if "/" in name or not name.endswith((".safetensors", ".sft")):
+            faults.append(f"{name}: not the name of one safetensors file, which alone are offered")
+        if not url.startswith(("https://huggingface.co/", "https://civitai.com/")):
+            faults.append(f"{name}: {url} is no place that the page fetches from")
+        if not url.partition("?")[0].endswith("/" + name):
+            faults.append(f"{name}: {url} is another file, so it would still be missing afterwards")
+        if offer.get("directory") != "lumina_mgpt":
+            faults.append(f"{name}: directory is {offer.get('directory')!r}, not 'lumina_mgpt'")
+        if ("hash" in offer) != ("hash_type" in offer):
+            faults.append(f"{name}: hash and hash_type belong together")
+    return faults
+
+
+OFFER = {
+    "name": "Lumina-mGPT-2.0-int8.safetensors",
+    "url": "https://huggingface.co/someone/some-repository/resolve/main/Lumina-mGPT-2.0-int8.safetensors",
+    "directory": "lumina_mgpt",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"hash": "0" * 64, "hash_type": "SHA256"}, None),
+        ({"directory": "checkpoints"}, "not 'lumina_mgpt'"),
+        ({"url": OFFER["url"].replace("https", "http")}, "no place"),
+        ({"url": "https://example.org/Lumina-mGPT-2.0-int8.safetensors"}, "no place"),
+        ({"url": OFFER["url"].replace("int8", "fp8")}, "another file"),
+        ({"name": "Lumina-mGPT-2.0"}, "not the value of a widget"),
+        ({"name": "Lumina-mGPT-2.0"}, "not the name of one safetensors file"),
+        ({"hash": "0" * 64}, "belong together"),
+    ],
+)
+def test_an_offer_of_a_download_is_checked(changes, says):
+    loader = {"widgets_values": [OFFER["name"], "auto"], "properties": {"models": [OFFER | changes]}}
+    faults = offer_faults(loader)
+    assert any(says in fault for fault in faults) if says else not faults
+
+
+def test_the_help_page_s_example_of_an_offer_is_a_true_one():
+    page = (ROOT / "nodes" / "web" / "docs" / "LuminaMGPTLoadModel.md").read_text("utf-8")
+    example = json.loads(page[page.index('{"models"') :].partition("\n\n")[0])
+    [offer] = example["models"]
+    assert not offer_faults({"widgets_values": [offer["name"]], "properties": example})
+
+
+def test_downloads_it_offers_are_ones_the_page_can_do(workflow):
+    assert not [fault for node in workflow["nodes"] for fault in offer_faults(node)]
+
+
 def test_it_has_ours_and_only_known_nodes(workflow):
     kinds = {node["type"] for node in workflow["nodes"]}
     assert kinds <= FROZEN.keys() | CORE
