@@ -40,7 +40,10 @@ NETWORK = (
 )
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-OWN = (os.devnull, "/proc/self/clear_refs")  # the kernel's note of this process's memory, which `bench` starts anew
+OWN = (
+    os.devnull,
+    "/proc/self/clear_refs",
+)  # the kernel's note of this process's memory, which `bench` starts anew
 
 
 class Audit:
