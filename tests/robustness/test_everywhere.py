@@ -46,6 +46,7 @@ CUDA = {
 }
 DOUBLE = {  # where 64-bit floats are made, which MPS has not, and why that is no matter
     "lumina_core/image.py": "numpy, made float32 before it is a tensor on a device",
+    "lumina_core/weights.py": "the name of a type in files; made the model's own type on the way to a device",
     "lumina_core/tiles.py": "shares of tiles, made on the CPU and brought to the pieces' own type",
     "lumina_core/sampling/logits.py": "asks for mps first",
     "lumina_core/training/world.py": "numpy",
