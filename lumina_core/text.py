@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -9,6 +10,7 @@ from functools import cached_property
 from .errors import CheckpointError
 
 IMAGE = "<|image|>"  # stands for one picture in text; never reaches the transformer
+MOST_STEPS = 8  # of a tokenizer's normalizer, or of another of its parts
 LEADS = ("@", "\n", "\\", "=", ">", "`")  # characters that seldom merge with what follows them
 
 
@@ -35,6 +37,8 @@ def readable(source: str) -> Iterator[None]:
     """
     try:
         yield
+    except CheckpointError:
+        raise
     except BaseException as e:
         if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
             raise
@@ -42,6 +46,29 @@ def readable(source: str) -> Iterator[None]:
             f"{source} is not a tokenizer file that `tokenizers` can use: {e}. Take tokenizer.json from the "
             "checkpoint's own repository."
         ) from None
+
+
+def check_growth(part: object, source: str) -> None:
+    """A `CheckpointError` where a tokenizer's normalizer, pre-tokenizer or decoder could blow up a text without bounds.
+
+    `part` is as the `tokenizers` library holds it. A few steps that add a character to each are taken, no more.
+    """
+    if part is None:
+        return
+    steps, waiting = [], [json.loads(part.__getstate__())]
+    while waiting and len(steps) <= MOST_STEPS:
+        step = waiting.pop()
+        inner = [
+            v for v in step.values() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)
+        ]
+        waiting += [x for v in inner for x in v]
+        steps += [] if inner else [step]
+    long = [s for s in steps if len(s.get("content") or "") > 1 or len(s.get("prepend") or "") > MOST_STEPS]
+    if waiting or len(steps) > MOST_STEPS or long or any(s.get("type") == "Precompiled" for s in steps):
+        raise CheckpointError(
+            f"{source} rewrites texts in more ways than any tokenizer of these models. Take tokenizer.json from the "
+            "checkpoint's own repository."
+        )
 
 
 class Tokenizer:
@@ -58,6 +85,8 @@ class Tokenizer:
             self._backend.no_padding()
             if self._backend.token_to_id(IMAGE) is None:
                 self._backend.add_tokens([AddedToken(IMAGE, lstrip=False, rstrip=False, normalized=False)])
+            for part in (self._backend.normalizer, self._backend.pre_tokenizer, self._backend.decoder):
+                check_growth(part, source)
         self.bos_name = beginning(tokenizer_config, source)
 
     def id(self, name: str) -> int | None:

@@ -204,10 +204,20 @@ def tokenizer_cases(home: Path) -> Iterator[Case]:
 
 def odd_parts() -> dict[str, object]:
     """Parts of a tokenizer that are slow, endless or out of their minds."""
-    slow = {"type": "Split", "pattern": {"Regex": "(a|a|aa)*\\d"}, "behavior": "Isolated", "invert": False}
+    slow = {
+        "type": "Split",
+        "pattern": {"Regex": "(.|.|..)*\\p{Han}"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     grow = [{"type": "Replace", "pattern": {"String": c}, "content": c * 40} for c in "ar" * 4]
+    empty = {"type": "Replace", "pattern": {"Regex": ""}, "content": "x"}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "pre_tokenizer: backtracks": slow,
+        "pre_tokenizer: grows": {"type": "Sequence", "pretokenizers": [bytes_] * 40},
+        "normalizer: doubles": {"type": "Sequence", "normalizers": [empty] * 30},
+        "decoder: grows": {"type": "Sequence", "decoders": grow},
         "pre_tokenizer: of no regex": {**slow, "pattern": {"Regex": "("}},
         "pre_tokenizer: of a wide regex": {**slow, "pattern": {"Regex": "(a{1,1000}){1,1000}"}},
         "normalizer: grows": {"type": "Sequence", "normalizers": grow},

@@ -271,11 +271,11 @@ def drawn(root: Path, out: Path, model: str) -> np.ndarray:
         "-m",
         "lumina_core",
         "generate",
-        "a red circle, white background",
+        "a large yellow triangle in the center, black background",
         "--model",
         model,
     ]
-    command += ["--size", "64x64", "--seed", "3", "--out", str(out)]
+    command += ["--size", "64x64", "--seed", "1", "--out", str(out)]
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--device", "cpu"],
