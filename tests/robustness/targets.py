@@ -589,6 +589,11 @@ def picture_cases(home: Path) -> Iterator[Case]:
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) print\n"
     for magic in (program, b"<svg xmlns='x'/>", b"%PDF-1.4\n"):
         yield Case(f"picture.png: {magic[:9]!r}", {"picture.png": magic})
+    packer, row = zlib.compressobj(1), bytes(1 + 3 * 7900)
+    rows = b"".join(packer.compress(row) for _ in range(7800)) + packer.flush()
+    yield Case(
+        "picture.png: 61 million sound pixels", {"picture.png": png(7900, 7800, (b"IDAT", rows))}, "opened"
+    )
     frames = [Image.new("P", (2000, 2000), n) for n in range(2)]
     out = io.BytesIO()
     frames[0].save(out, "GIF", save_all=True, append_images=[frames[n % 2] for n in range(200)])
