@@ -39,8 +39,8 @@ IN_FRONT = re.compile(
 )
 SOME = 3  # keys that an error names
 MOST_PATTERNS = 1000
-PATTERN = re.compile(  # groups, or one repetition, which is then of no group
-    r"[\w.\\|()\[\]-]{1,500}|[\w.\\|\[\]-]{1,250}[*+?][\w.\\|\[\]-]{0,250}"
+PATTERN = re.compile(  # one repetition at most, and of no group
+    r"[\w.\\|()\[\]^$-]{1,250}((?<!\))[*+?][\w.\\|()\[\]^$-]{0,250})?"
 )
 
 
