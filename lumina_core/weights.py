@@ -25,6 +25,7 @@ from .pickles import read_pickle
 PART, READERS = 32 << 20, 4  # bytes a reader takes at a time; filling fresh memory is slower than a fast disk
 MAX_HEADER = 32 << 20  # bytes; converted files hold their tokenizer in it, of 11 MB at most
 MOST_FILES = 1000  # shards of a checkpoint
+MOST_TENSORS = 20_000  # of a file; released ones have up to 1,000
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -83,6 +84,10 @@ def read_header(file: Path) -> Header:
         if not isinstance(metadata, dict):
             raise CheckpointError(
                 f"{file} has a damaged safetensors header: its metadata is no object. {AGAIN}"
+            )
+        if len(header) > MOST_TENSORS:
+            raise CheckpointError(
+                f"{file} holds {len(header)} tensors, more than any checkpoint has. {AGAIN}"
             )
         entries = {name: _entry(file, name, info, 8 + length, size) for name, info in header.items()}
     except OSError as e:

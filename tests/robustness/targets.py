@@ -770,7 +770,7 @@ TARGETS = {
     for t in (
         Target("weights", build_one, load, weight_cases),
         Target("shards", build_shards, load, index_cases),
-        Target("config", build_config, open_drawing, config_cases),
+        Target("config", build_config, open_drawing, config_cases, every=2),
         Target("config-report", build_config, open_report, config_cases, every=3),
         Target("tokenizer", build_one, open_drawing, tokenizer_cases),
         Target("tokenizer-report", build_one, open_report, tokenizer_cases, every=3),

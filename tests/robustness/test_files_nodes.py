@@ -37,7 +37,7 @@ WRONG = {
 }
 
 
-def step(kind: str, **values) -> dict:
+def step(kind: str, /, **values) -> dict:
     return {"class_type": kind, "inputs": values}
 
 
