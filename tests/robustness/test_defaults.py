@@ -17,7 +17,7 @@ from PIL import Image
 from lumina_core import generate, load, settings
 from tests import tiny
 from tests.core import checkpoints as ck
-from tests.robustness.targets import build_golden
+from tests.robustness.of_texts import build_golden
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = sorted(p for part in ("lumina_core", "nodes") for p in (ROOT / part).rglob("*.py"))

@@ -21,6 +21,7 @@ import torch
 from lumina_core import LuminaError, families, load
 from tests import tiny
 from tests.core import checkpoints as ck
+from tests.robustness.of_pickles import Canary
 from tests.robustness.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -140,7 +141,7 @@ def test_the_watcher_sees_what_it_is_there_for(tmp_path):
     script = """
 import json, subprocess, sys
 from pathlib import Path
-from tests.robustness import targets, worker
+from tests.robustness import opening, targets, worker
 from tests.robustness.mutations import Case
 
 def harm(home):
@@ -167,7 +168,7 @@ def build(home):
     (home.parent / "secret").write_text("x")
     (home / "what").write_text("nothing")
 
-targets.TARGETS["harm"] = targets.Target("harm", build, harm, cases)
+targets.TARGETS["harm"] = opening.Target("harm", build, harm, cases)
 worker.main(Path(sys.argv[1]))
 """
     done = subprocess.run(
@@ -247,8 +248,6 @@ def test_a_named_pipe_does_not_stop_a_load(tmp_path):
 def test_torch_refuses_what_a_pickle_names_before_it_is_called(tmp_path):
     """A canary that would sing under a plain unpickler: the file itself is harmful, and no canary comes of loading."""
     import pickle
-
-    from tests.robustness.targets import Canary
 
     canary = tmp_path / "canary"
     trap = pickle.dumps({"state_dict": {"x": Canary((Path.touch, (canary,)))}})

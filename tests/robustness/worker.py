@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lumina_core import LuminaError
 from tests.robustness import targets
+from tests.robustness.opening import Target
 
 ROOM = 1 << 30  # bytes of address space that a case may take on top, touched or not
 ROOT = Path(__file__).parent.parent.parent
@@ -119,7 +120,7 @@ def listed(home: Path) -> set[str]:
     return {str(p) for p in home.rglob("*")}
 
 
-def run(target: targets.Target, home: Path, first: int, guard: Guard) -> None:
+def run(target: Target, home: Path, first: int, guard: Guard) -> None:
     memory = Memory()
     target.open(home)  # what it needs is imported now
     memory.limit()
