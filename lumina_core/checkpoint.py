@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import weights
+from .documents import parse_json, read_json, read_text
 from .errors import CheckpointError
+from .text import beginning
 from .transformer import TransformerConfig
 from .weights import Entry
 
@@ -29,8 +31,8 @@ TOKENIZERS = (
     "tokenizer/tokenizer.json",
     "tokenizer/text_tokenizer.json",
 )
-TOKEN = re.compile(r'"((?:<[^"\\<>]{1,40}>)|(?:IMGIMG[A-J]{1,8}Z))"\s*:\s*(\d+)')
-ADDED = re.compile(r'"id"\s*:\s*(\d+)\s*,\s*"content"\s*:\s*"((?:[^"\\]|\\.){1,60})"')
+TOKEN = re.compile(r'"((?:<[^"\\<>]{1,40}>)|(?:IMGIMG[A-J]{1,8}Z))"\s*:\s*(\d{1,9})(?!\d)')
+ADDED = re.compile(r'"id"\s*:\s*(\d{1,9})\s*,\s*"content"\s*:\s*"((?:[^"\\]|\\.){1,60})"')
 VQ_SUFFIXES = (".safetensors", *weights.PICKLES)
 DEPTH = 3  # folders below a searched one that are looked into
 
@@ -68,17 +70,14 @@ class Checkpoint:
             )
         if self.metadata is not None:
             return self.metadata["tokenizer"]
-        try:
-            return file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise CheckpointError(f"{file} cannot be read ({e}). Download it again.") from None
+        return read_text(file)
 
     def tokenizer_settings(self) -> dict:
         """The object of tokenizer_config.json; empty where there is none."""
         if self.metadata is not None:
-            return weights.parse_json(self.metadata.get("tokenizer_config", "{}"), str(self.path))
+            return parse_json(self.metadata.get("tokenizer_config", "{}"), str(self.path))
         file = (self.tokenizer_file or self.path / "x").with_name("tokenizer_config.json")
-        return weights.read_json(file) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,7 @@ class TokenNames:
         special = {m[1]: int(m[2]) for m in TOKEN.finditer(text)}
         special |= {m[2]: int(m[1]) for m in ADDED.finditer(text)}
         special.setdefault("<|image|>", max(special.values(), default=-1) + 1)
-        first = settings.get("bos_token") or settings.get("eos_token")
-        return cls(special, first.get("content") if isinstance(first, Mapping) else first, source)
+        return cls(special, beginning(settings, source), source)
 
 
 def find(path: Path, *, whole: bool = True) -> Checkpoint:
@@ -121,7 +119,7 @@ def _folder(path: Path, whole: bool) -> Checkpoint:
         files = [f for f in sorted(path.glob("*.safetensors")) if is_converted(f)]
         if len(files) == 1:
             return _single(files[0], whole)
-    config = weights.read_json(config_file)
+    config = read_json(config_file)
     names = weights.shard_names(path)
     present = [path / n for n in names if (path / n).is_file()]
     if whole or not present:
@@ -142,13 +140,13 @@ def _single(path: Path, whole: bool) -> Checkpoint:
             f"{path} holds weights but neither configuration nor tokenizer. Give the folder with its config.json, or "
             "make one file of that folder with `python -m lumina_core convert`."
         )
-    about = weights.parse_json(header.metadata[FORMAT_KEY], str(path))
+    about = parse_json(header.metadata[FORMAT_KEY], str(path))
     if about.get("format") != 1:
         raise CheckpointError(
             f"{path} is in format {about.get('format')!r} of `convert`; this version reads format 1. Update the "
             "extension, or convert the checkpoint again."
         )
-    config = weights.parse_json(header.metadata.get("config", ""), f"the configuration inside {path}")
+    config = parse_json(header.metadata.get("config", ""), f"the configuration inside {path}")
     entries = {name: e for name, e in header.entries.items() if not name.startswith(VQ_PREFIX)}
     _check_kind(path, entries, config)
     source = f"the configuration inside {path}"
@@ -189,7 +187,8 @@ def kind_of(names: Iterable[str], config: Mapping) -> str:
         return "a LoRA"
     if any(n.startswith(("encoder.conv_in.", "decoder.conv_in.")) for n in names):
         return "an image tokenizer (VQ or VAE)"
-    kind = config.get("model_type") or next(iter(config.get("architectures") or []), None)
+    named = config.get("architectures")
+    kind = config.get("model_type") or (named[0] if isinstance(named, list) and named else None)
     if "model.layers.0.self_attn.q_proj.weight" in names:
         return f"a language model of another kind ({kind or 'Llama-like'})"
     return f"a model of another kind ({kind})" if kind else "a model of another kind"

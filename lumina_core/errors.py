@@ -2,9 +2,20 @@
 
 import torch
 
+BEGINNING, END = 1200, 400  # characters kept of a text that is too long to be read
+
 
 class LuminaError(Exception):
-    """Base of all errors that are the input's, not the program's; front ends show the text alone."""
+    """Base of all errors that are the input's, not the program's; front ends show the text alone.
+
+    Texts quote names and values out of files: what cannot be printed is spelled out, and a very long text loses its
+    middle.
+    """
+
+    def __init__(self, text: str = ""):
+        if len(text) > BEGINNING + END:
+            text = f"{text[:BEGINNING]} [...] {text[-END:]}"
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 class InputError(LuminaError):

@@ -6,11 +6,13 @@ Source: upstream `data/convertsation.py`, `data/item_processor.py` (`var_center_
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .errors import InputError
 from .unirep import UNIT
@@ -18,6 +20,20 @@ from .unirep import UNIT
 LARGEST = (
     1 << 26
 )  # pixels that a whole picture is resized to before it is cut; beyond, only the part that stays is
+MOST_PIXELS = 62_000_000  # of a picture file, in memory 250 MB; cameras have up to 60 million
+STRIP = 1 << 20  # pixels that are blended at a time
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "TGA",
+    "AVIF",
+)  # none that runs a program
 
 
 def allowed_sizes(target: int, unit: int = UNIT, max_ratio: float = 4.0) -> list[tuple[int, int]]:
@@ -109,6 +125,24 @@ def stretch(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 
+def open_picture(file: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """The picture in a file, decoded; a `ValueError` in one line says why a file is none that can be taken.
+
+    Upright as its camera says, and of the first frame where there are several.
+    """
+    Image.init()
+    try:
+        with Image.open(file, formats=[f for f in formats if f in Image.OPEN]) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"it has {picture.width}x{picture.height} pixels, more than {MOST_PIXELS:,}")
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except FileNotFoundError:
+        raise
+    except Exception as e:  # damaged files make the decoders fail in every way
+        raise ValueError((str(e).strip() or repr(e)).splitlines()[0]) from None
+
+
 def on_white(picture: Image.Image) -> Image.Image:
     """RGB of any picture; transparency is blended on white in float and truncated, as upstream does."""
     if picture.mode == "RGB":
@@ -116,9 +150,13 @@ def on_white(picture: Image.Image) -> Image.Image:
     rgba = np.asarray(picture.convert("RGBA"))
     if rgba[..., 3].min() == 255:
         return picture.convert("RGB")
-    alpha = rgba[..., 3:] / 255.0
-    blended = rgba[..., :3] * alpha + 255.0 * (1 - alpha)
-    return Image.fromarray(blended.astype(np.uint8), "RGB")
+    blended = np.empty((*rgba.shape[:2], 3), np.uint8)
+    rows = max(1, STRIP // rgba.shape[1])
+    for first in range(0, len(rgba), rows):
+        strip = rgba[first : first + rows]
+        alpha = strip[..., 3:] / 255.0
+        blended[first : first + rows] = (strip[..., :3] * alpha + 255.0 * (1 - alpha)).astype(np.uint8)
+    return Image.fromarray(blended, "RGB")
 
 
 def to_network(picture: Image.Image) -> torch.Tensor:

@@ -38,6 +38,10 @@ IN_FRONT = re.compile(
     r"^(base_model\.model\.|transformer\.|diffusion_model\.|lora_(unet_|te\d?_|transformer_|llm_)?)"
 )
 SOME = 3  # keys that an error names
+MOST_PATTERNS = 1000
+PATTERN = re.compile(  # one repetition at most, and of no group
+    r"[\w.\\|()\[\]^$-]{1,250}((?<!\))[*+?][\w.\\|()\[\]^$-]{0,250})?"
+)
 
 
 @dataclass(frozen=True)
@@ -198,22 +202,47 @@ def _delta(file: Path, layer: str, tensors: dict[str, torch.Tensor], config: Map
             f"{file}: the tensors of layer '{layer}' are no matrices of numbers. Download it again."
         )
     rank = len(down)
+    if not rank or ("alpha" in tensors and tensors["alpha"].numel() != 1):
+        raise CheckpointError(
+            f"{file}: layer '{layer}' has rank {rank}, or an alpha that is no number. Download it again."
+        )
     if "alpha" in tensors:
-        scale = float(tensors["alpha"].flatten()[0]) / rank
-    elif (alpha := _alpha(config, layer)) is not None:
+        scale = float(tensors["alpha"].float()) / rank
+    elif (alpha := _alpha(file, config, layer)) is not None:
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     else:
         scale = 1.0
+    if not math.isfinite(scale):
+        raise CheckpointError(f"{file}: alpha of layer '{layer}' is no finite number. Download it again.")
     return Delta(up, down, scale)
 
 
-def _alpha(config: Mapping, layer: str) -> float | None:
+def _alpha(file: Path, config: Mapping, layer: str) -> float | None:
     """The alpha that PEFT's configuration gives a layer; None where nobody says."""
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            return float(alpha)
+    source, patterns = file.with_name("adapter_config.json"), config.get("alpha_pattern") or {}
     alpha = config.get("lora_alpha")
-    return None if alpha is None else float(alpha)
+    if not isinstance(patterns, Mapping) or len(patterns) > MOST_PATTERNS:
+        raise CheckpointError(f"{source}: 'alpha_pattern' is no table of up to {MOST_PATTERNS} layers.")
+    for pattern, value in patterns.items():
+        if _names(source, pattern, layer):
+            alpha = value
+            break
+    if alpha is not None and (type(alpha) not in (int, float) or not abs(alpha) < 1e30):
+        raise CheckpointError(f"{source}: the alpha of layer '{layer}' is {alpha!r}; a number is expected.")
+    return alpha
+
+
+def _names(source: Path, pattern: str, layer: str) -> bool:
+    """Whether a layer is what a pattern of PEFT's configuration names.
+
+    A regular expression can be made to search for years; no more is taken than what names layers.
+    """
+    try:
+        if PATTERN.fullmatch(pattern):
+            return re.fullmatch(rf"(.*\.)?({pattern})", layer) is not None
+    except re.error:
+        pass
+    raise CheckpointError(f"{source}: the pattern '{pattern}' in 'alpha_pattern' is none that names layers.")
 
 
 def _config(file: Path) -> dict:

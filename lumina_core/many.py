@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from PIL import Image, PngImagePlugin
 from .errors import InputError, OutOfMemoryError, PictureError
 from .families import Model
 from .files import write_whole
+from .image import open_picture
 from .prompts import Prompt
 from .sampling import PictureFinished, Progress, Sampling, generate
 from .sampling.engine import tokens_needed
 from .unirep import UNIT
 
 CHUNK = "lumina_mgpt"  # the PNG's text chunk with prompt and settings
+LARGEST = 64 << 20  # bytes of a file of prompts
 AT_ONCE = 4  # pictures of one prompt that are drawn in one batch
 SETTINGS = tuple(f.name for f in dataclasses.fields(Sampling))
 KEYS = ("prompt", "size", "task", "name", *SETTINGS)
@@ -96,13 +99,17 @@ def read(
 ) -> list[Job]:
     """The pictures that the lines of a file ask for, in their order; an `InputError` names the first bad line."""
     try:
-        text = file.read_text("utf-8-sig")
+        with file.open("rb") as f:
+            data = f.read(LARGEST + 1)
+        text = data.decode("utf-8-sig")
     except OSError as e:
         raise InputError(f"--prompts: '{file}' cannot be read ({e.strerror or e}).") from None
     except UnicodeDecodeError as e:
         raise InputError(
             f"--prompts: '{file}' is not UTF-8 text (byte {e.start}); save it as UTF-8."
         ) from None
+    if len(data) > LARGEST:
+        raise InputError(f"--prompts: '{file}' is larger than {LARGEST >> 20} MB; split it.")
     jobs: list[Job] = []
     owner: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -217,11 +224,8 @@ def _is_there(job: Job) -> bool:
     if not job.file.exists():
         return False
     told = None
-    try:
-        with Image.open(job.file) as picture:
-            told = json.loads(getattr(picture, "text", {}).get(CHUNK, "null"))
-    except (OSError, ValueError, SyntaxError):
-        pass
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        told = json.loads(open_picture(job.file, ["PNG"]).info.get(CHUNK, "null"))
     if not isinstance(told, dict):
         raise InputError(f"'{job.file}' stands in the way and was not drawn here; choose another --out.")
     return told == json.loads(json.dumps(dict(job.info)))

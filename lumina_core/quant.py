@@ -66,11 +66,14 @@ def format_of(entries: Mapping) -> str | None:
     """'int8' or 'fp8' when some layers of a checkpoint are stored with scales, else None."""
     for name in entries:
         if name.endswith(SCALE):
-            dtype = entries[name.removesuffix(SCALE) + ".weight"].dtype
+            weight = entries.get(name.removesuffix(SCALE) + ".weight")
+            if weight is None:
+                raise CheckpointError(f"{entries[name].file}: '{name}' scales a weight that is not there.")
+            dtype = weight.dtype
             kind = next((k for k, v in FORMATS.items() if v == dtype), None)
             if kind is None:
                 raise CheckpointError(
-                    f"'{name}' scales weights of type {dtype}; int8 and float8_e4m3fn are known."
+                    f"{weight.file}: '{name}' scales weights of type {dtype}; int8 and float8_e4m3fn are known."
                 )
             return kind
     return None
@@ -168,10 +171,16 @@ def stored_shapes(plain: nn.Module, entries: Mapping) -> dict[str, tuple[int, ..
     scaled = [n.removesuffix(SCALE) for n in entries if n.endswith(SCALE)]
     if odd := sorted(set(scaled) - set(eligible(plain))):
         raise CheckpointError(
-            f"Layer '{odd[0]}' is stored as {kind}; only Linears without bias inside the layers can be. Convert the "
-            "original checkpoint again."
+            f"{entries[odd[0] + SCALE].file}: layer '{odd[0]}' is stored as {kind}; only Linears without bias inside "
+            "the layers can be. Convert the original checkpoint again."
         )
     for name in scaled:
+        weight = entries.get(name + ".weight")
+        if weight is None or weight.dtype != FORMATS[kind]:
+            raise CheckpointError(
+                f"{entries[name + SCALE].file}: layer '{name}' has a scale, but no {kind} weight as others have. "
+                "Convert the original checkpoint again."
+            )
         expected[name + SCALE] = expected[name + ".weight"][:1] if kind == "int8" else ()
     return expected
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from PIL import Image
 
-from .errors import InputError
+from .errors import CheckpointError, InputError
 from .families import Model
 from .image import on_white
 from .placement import Placement
@@ -114,4 +114,8 @@ def ask(
 def settings(model: Model, task: str = "text_to_image", **given) -> Sampling:
     """Sampling settings of a task: what is not given, or None, is the checkpoint's own recommendation for it."""
     own = asdict(model.defaults_for(task))
+    try:
+        Sampling(**own)
+    except InputError as e:
+        raise CheckpointError(f"config.json of '{model.name}', sampling of '{task}': {e}") from None
     return Sampling(**own | {name: value for name, value in given.items() if value is not None})

@@ -7,11 +7,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from . import Answered, Chat, InputError, Model, Progress, Restoration, Sampling, generate, many
 from .commands import Say, open_model, sampling_of, writable_folder
+from .image import open_picture
 
 
 def run_restore(args: argparse.Namespace, say: Say) -> None:
@@ -93,11 +94,10 @@ class Talk:
 def read_picture(file: Path) -> Image.Image:
     """A picture file, turned as its camera says, or an `InputError` saying what is wrong with it."""
     try:
-        with Image.open(file) as picture:
-            return ImageOps.exif_transpose(picture).copy()
+        return open_picture(file)
     except FileNotFoundError:
         raise InputError(f"--image: there is no file '{file}'.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+    except ValueError as e:
         raise InputError(f"--image: '{file}' cannot be read as a picture ({e}).") from None
 
 

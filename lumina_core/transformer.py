@@ -17,6 +17,8 @@ from .errors import CheckpointError
 from .fused import lay_together, product, products, side_by_side
 
 HEAD_NORM_EPS = 1e-5  # fixed upstream, whatever the config says
+LARGEST, MOST_LAYERS = 1 << 24, 512  # far beyond any checkpoint: what a configuration may ask for
+BETWEEN = {"rms_norm_eps": (0.0, 1.0), "rope_theta": (1.0, 1e12), "dropout": (0.0, 1.0)}
 ROTARY_STEP = 4096  # positions that the rotary tables grow by
 _rms_norm = getattr(F, "rms_norm", None)  # of torch 2.4 and later
 
@@ -54,10 +56,11 @@ class TransformerConfig:
                     raise CheckpointError(f"{source} lacks '{name}', which a Lumina-mGPT checkpoint has.")
                 continue
             kind = {"int": int, "float": (int, float), "bool": bool}[field.type]
-            if not isinstance(value, kind) or (
-                field.type == "int" and (isinstance(value, bool) or value <= 0)
-            ):
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise CheckpointError(f"{source}: '{name}' is {value!r}; a {field.type} is expected.")
+            low, high = BETWEEN.get(name, (1, MOST_LAYERS if name == "num_hidden_layers" else LARGEST))
+            if kind is not bool and not low <= value <= high:
+                raise CheckpointError(f"{source}: '{name}' is {value!r}; it may be from {low} to {high}.")
             values[name] = value
         return cls(**values)
 

@@ -1,4 +1,4 @@
-"""Opens weight files: headers first, tensors on demand; safetensors preferred, pickles only as plain data.
+"""Opens weight files: headers first, tensors on demand; safetensors preferred, pickles as in `pickles`.
 
 Nothing in a file is trusted: header sizes, shapes and offsets are checked against the file before anything is read.
 Tensors are read with plain file reads into memory of their own, so a load holds the weights and one tensor more.
@@ -6,15 +6,12 @@ Tensors are read with plain file reads into memory of their own, so a load holds
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import pickle
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,10 +19,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .documents import AGAIN, parse_json, read_json
 from .errors import CheckpointError
+from .pickles import read_pickle
 
 PART, READERS = 32 << 20, 4  # bytes a reader takes at a time; filling fresh memory is slower than a fast disk
-MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
+MAX_HEADER = 32 << 20  # bytes; converted files hold their tokenizer in it, of 11 MB at most
+MOST_FILES = 1000  # shards of a checkpoint
+MOST_TENSORS = 20_000  # of a file; released ones have up to 1,000
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -42,12 +43,8 @@ DTYPES = {
 }
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+PLAIN_NAME = re.compile(r"[^/\\:]{1,255}")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
-# what training programs pickle beside the weights; none of it is needed
-BESIDE_WEIGHTS = re.compile(
-    r"(pytorch_lightning|lightning|lightning_fabric|omegaconf|numpy)\.|_codecs\.encode$"
-)
-AGAIN = "Download it again."
 
 
 @dataclass(frozen=True)
@@ -87,13 +84,24 @@ def read_header(file: Path) -> Header:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise CheckpointError(f"{file} is no whole safetensors file ({size} bytes). {AGAIN}")
-            header = json.loads(f.read(length))
+            text = f.read(length).decode("utf-8")
+        header = parse_json(text, f"The safetensors header of {file}")
         metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict):
+            raise CheckpointError(
+                f"{file} has a damaged safetensors header: its metadata is no object. {AGAIN}"
+            )
+        if len(header) > MOST_TENSORS:
+            raise CheckpointError(
+                f"{file} holds {len(header)} tensors, more than any checkpoint has. {AGAIN}"
+            )
         entries = {name: _entry(file, name, info, 8 + length, stamp) for name, info in header.items()}
     except OSError as e:
         raise CheckpointError(f"{file} cannot be read ({e.strerror or e}).") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise CheckpointError(f"{file} has a damaged safetensors header ({e!r}). {AGAIN}") from None
+    except (ValueError, KeyError, TypeError, OverflowError) as e:
+        what = "it is no text" if isinstance(e, UnicodeDecodeError) else repr(e)
+        raise CheckpointError(f"{file} has a damaged safetensors header ({what}). {AGAIN}") from None
+    _check_places(file, entries, 8 + length, size)
     return Header(entries, {str(k): str(v) for k, v in metadata.items()})
 
 
@@ -105,9 +113,9 @@ def _stamp(stat: os.stat_result) -> tuple[int, ...]:
 def _entry(file: Path, name: str, info: Mapping, start: int, stamp: tuple[int, ...]) -> Entry:
     size = stamp[0]
     shape, (begin, end) = tuple(info["shape"]), info["data_offsets"]
-    if info["dtype"] not in DTYPES or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if info["dtype"] not in DTYPES or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
         raise CheckpointError(
-            f"{file}: tensor '{name}' has dtype {info['dtype']} and shape {shape}; not usable."
+            f"{file}: tensor '{name}' has dtype {info['dtype']} and shape {list(shape)}; not usable. {AGAIN}"
         )
     entry = Entry(file, shape, DTYPES[info["dtype"]], start + begin, stamp=stamp)
     if not 0 <= begin <= end or end - begin != entry.nbytes:
@@ -117,6 +125,18 @@ def _entry(file: Path, name: str, info: Mapping, start: int, stamp: tuple[int, .
             f"{file} is cut short: tensor '{name}' ends {start + end - size} bytes past the end of the file. {AGAIN}"
         )
     return entry
+
+
+def _check_places(file: Path, entries: Mapping[str, Entry], start: int, size: int) -> None:
+    """Tensors lie one behind the other up to the end; a small file could else be named as any amount of weights."""
+    at = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != at:
+            fault = "lies on another one" if entry.offset < at else "lies behind bytes that are no tensor's"
+            raise CheckpointError(f"{file}: tensor '{name}' {fault}. {AGAIN}")
+        at += entry.nbytes
+    if at != size:
+        raise CheckpointError(f"{file}: {size - at} bytes at its end are no tensor's. {AGAIN}")
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -130,27 +150,38 @@ def shard_names(folder: Path) -> list[str]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index} has no 'weight_map'. {AGAIN}")
+        # A name must stay in its folder: whoever made the index wrote it. What stands there under that name may well
+        # be a link to elsewhere (huggingface_hub's cache is made of them): links are the user's own.
         names = sorted({str(v) for v in weight_map.values()})
-        odd = [n for n in names if n in ("", ".", "..") or re.search(r"[/\\:\0]", n)]
+        odd = [n for n in names if n in (".", "..") or not PLAIN_NAME.fullmatch(n) or not n.isprintable()]
         if odd:
             raise CheckpointError(
                 f"{index} points outside its folder ('{odd[0]}') and cannot be trusted. Delete the folder and download "
                 "the checkpoint from its own repository."
             )
-        return names
+        return _not_too_many(folder, names)
     names = {p.name for p in folder.glob("model*.safetensors")} or {
         p.name for p in folder.glob("pytorch_model*.bin")
     }
     for m in [
         m for name in names if (m := SHARD.fullmatch(name))
     ]:  # without an index the names tell the count
-        names |= {f"{m[1]}-{i:05d}-of-{m[3]}{m[4]}" for i in range(1, int(m[3]) + 1)}
+        names |= {f"{m[1]}-{i:05d}-of-{m[3]}{m[4]}" for i in range(1, min(int(m[3]), MOST_FILES) + 2)}
     if not names:
         raise CheckpointError(
             f"No weights in {folder}: 'model.safetensors', or 'model.safetensors.index.json' with its shards, "
             "is expected there. Download them into that folder."
         )
-    return sorted(names)
+    return _not_too_many(folder, sorted(names))
+
+
+def _not_too_many(folder: Path, names: list[str]) -> list[str]:
+    if len(names) > MOST_FILES:
+        raise CheckpointError(
+            f"{folder} is to hold more than {MOST_FILES} weight files ('{names[0]}' and on), more than any checkpoint "
+            "has. Download it again from its own repository."
+        )
+    return names
 
 
 def transformer_files(folder: Path) -> list[Path]:
@@ -163,91 +194,6 @@ def transformer_files(folder: Path) -> list[Path]:
             f"{' ...' if len(missing) > 4 else ''}. Download them into that folder."
         )
     return [folder / n for n in names]
-
-
-def read_json(file: Path) -> dict:
-    """A JSON object from a file, or a `CheckpointError` naming the file."""
-    try:
-        return parse_json(file.read_text("utf-8"), str(file))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file.name} is missing in {file.parent}; a checkpoint folder needs it. Download it into that folder."
-        ) from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise CheckpointError(f"{file} cannot be read as JSON ({e}). {AGAIN}") from None
-
-
-def parse_json(text: str, source: str) -> dict:
-    """A JSON object from text, or a `CheckpointError` naming where it stands."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{source} cannot be read as JSON ({e}). {AGAIN}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{source} holds no JSON object. {AGAIN}")
-    return value
-
-
-class _Inert:
-    """Stands for classes a training program pickled beside its weights; holds whatever it is given, runs nothing."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-def read_pickle(file: Path) -> dict[str, torch.Tensor]:
-    """The state dict of a `.ckpt` or `.pt` file, bare or under 'state_dict' or 'model'; no code in it is run.
-
-    Tensors are memory-mapped where the file allows it. Lightning's and numpy's own objects, which published files carry
-    beside the weights, are replaced by inert stand-ins; anything else that is not plain data is refused.
-    """
-    try:
-        with _stand_ins(file):
-            try:
-                data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # files in the format before torch 1.6 cannot be mapped
-                data = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", str(e))
-        what = f"opening it would run code ({found[1]})" if found else "it is damaged or holds other objects"
-        raise CheckpointError(
-            f"{file} is not plain tensors: {what}; nothing of it was run. Take the file from its own repository, or "
-            "a .safetensors version of it."
-        ) from None
-    except (
-        RuntimeError,
-        ValueError,
-        EOFError,
-        OSError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-    ) as e:
-        line = (str(e).strip() or repr(e)).splitlines()[0][:120]
-        raise CheckpointError(f"{file} cannot be opened as plain tensors ({line}). {AGAIN}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-    if not isinstance(data, dict) or not any(isinstance(v, torch.Tensor) for v in data.values()):
-        raise CheckpointError(f"{file} holds no tensors by name; another file is expected here.")
-    return {str(k): v for k, v in data.items() if isinstance(v, torch.Tensor)}
-
-
-def _stand_ins(file: Path):
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # came with torch 2.6
-        return nullcontext()
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(file) if _is_zip(file) else []
-    harmless = [n for n in names if BESIDE_WEIGHTS.match(n)]
-    return torch.serialization.safe_globals([(_Inert, name) for name in harmless])
-
-
-def _is_zip(file: Path) -> bool:
-    with file.open("rb") as f:
-        return f.read(4) == b"PK\x03\x04"
 
 
 def entries_of(files: Iterable[Path], prefix: str = "") -> dict[str, Entry]:
@@ -339,6 +285,13 @@ def compare(
         f"'{name}' is {list(entries[name].shape)} in {entries[name].file.name}, {list(shape)} is expected"
         for name, shape in expected.items()
         if name in entries and tuple(entries[name].shape) != tuple(shape)
+    ]
+    wrong += [
+        f"'{name}' is of type {entry.dtype} in {entry.file.name}, floating-point numbers are expected"
+        for name in expected
+        if (entry := entries.get(name))
+        and not entry.dtype.is_floating_point
+        and f"{name}_scale" not in entries
     ]
     return missing, unexpected, wrong
 

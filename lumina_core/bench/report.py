@@ -167,7 +167,7 @@ def about(device: torch.device) -> dict[str, object]:
     if device.type == "cpu":
         return {
             **out,
-            "processor": platform.processor() or platform.machine(),
+            "processor": platform.machine(),  # `platform.processor` starts a program
             "threads": torch.get_num_threads(),
         }
     if device.type == "cuda":

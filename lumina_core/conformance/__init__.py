@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..documents import read_json
 from ..errors import InputError, LuminaError
-from ..weights import read_json
 from . import decoding, distribution, geometry, networks, speculative, texts
 from .case import Case, Mismatch, Skipped
 
@@ -49,7 +49,10 @@ def run(folder: str | Path, report: Callable[[str], None]) -> tuple[int, int, in
         raise InputError(f"There is no index.json in {folder}; a folder of golden cases has one.")
     index = read_json(folder / "index.json")
     passed, failed, skipped = 0, 0, []
-    for entry in index.get("cases", []):
+    cases = index.get("cases", [])
+    if not isinstance(cases, list) or not all(isinstance(entry, dict) for entry in cases):
+        raise InputError(f"{folder / 'index.json'}: 'cases' is no list of objects.")
+    for entry in cases:
         name = entry.get("id", entry.get("kind"))
         try:
             run_case(Case(folder, entry))

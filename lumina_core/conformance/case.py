@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from ..documents import read_json, read_text
 from ..families.base import Family, Source
 from ..families.mgpt1 import Mgpt1
 from ..families.mgpt2 import Mgpt2
 from ..families.model import Model
 from ..families.pure import Pure
+from ..image import open_picture
 from ..text import Tokenizer
 from ..transformer import Transformer, TransformerConfig
 
@@ -55,10 +57,17 @@ class Case:
         return role in self.entry["files"]
 
     def path(self, role: str) -> Path:
-        return self.folder / self.entry["files"][role]
+        return self.inside(self.entry["files"][role])
+
+    def inside(self, relative: str) -> Path:
+        """A path below the folder; a `Mismatch` where it leads out of it."""
+        path = Path(os.path.normpath(self.folder / relative))
+        if not path.is_relative_to(os.path.normpath(self.folder)):
+            raise Mismatch(f"'{relative}' lies outside the folder of the cases")
+        return path
 
     def json(self, role: str = "case") -> dict:
-        return json.loads(self.path(role).read_text("utf-8"))
+        return read_json(self.path(role))
 
     def tensors(self, role: str = "tensors") -> dict[str, torch.Tensor]:
         return load_file(self.path(role))
@@ -68,9 +77,7 @@ class Case:
         return value if isinstance(value, int | float) and not isinstance(value, bool) else default
 
     def picture(self, relative: str) -> Image.Image:
-        picture = Image.open(self.folder / relative)
-        picture.load()
-        return picture
+        return open_picture(self.inside(relative))
 
     def pixels(self, relative: str) -> np.ndarray:
         """An RGB picture (H, W, 3) in bytes."""
@@ -79,7 +86,7 @@ class Case:
     def part(self, data: Mapping, name: str, *roles: str) -> Path:
         """A folder that the case file names, or else the one in which a file of the case lies."""
         if name in data:
-            return self.folder / data[name]
+            return self.inside(data[name])
         role = next((r for r in roles if self.has(r)), None)
         if role is None:
             raise Mismatch(f"the case names no '{name}'")
@@ -137,8 +144,8 @@ def short(value: Any) -> str:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder with tokenizer.json and, as a rule, tokenizer_config.json."""
     settings = folder / "tokenizer_config.json"
-    options = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
-    return Tokenizer((folder / "tokenizer.json").read_text("utf-8"), options, str(folder / "tokenizer.json"))
+    options = read_json(settings) if settings.exists() else {}
+    return Tokenizer(read_text(folder / "tokenizer.json"), options, str(folder / "tokenizer.json"))
 
 
 def read_vq(family: Family, file: Path, wanted: bool = True) -> torch.nn.Module:
@@ -154,7 +161,7 @@ def read_vq(family: Family, file: Path, wanted: bool = True) -> torch.nn.Module:
 
 def read_transformer(weights: Path, config: Path) -> Transformer:
     """A transformer in float32 from a file of tensors and its config.json."""
-    sizes = TransformerConfig.from_json(json.loads(config.read_text("utf-8")), str(config))
+    sizes = TransformerConfig.from_json(read_json(config), str(config))
     transformer = Transformer(sizes)
     transformer.load_state_dict({name: t.float() for name, t in load_file(weights).items()})
     return transformer.eval()

@@ -9,13 +9,17 @@ from PIL import Image
 from .. import color
 from ..image import allowed_sizes, crop, on_white, plan_crop
 from ..unirep import UNIT
-from .case import Case, near, near_bytes, same
+from .case import Case, Mismatch, near, near_bytes, same
+
+MOST_UNITS = 512  # patches a side; the lists grow with its square
 
 
 def _sizes(target: int | str, *holders: dict) -> list[tuple[int, int]]:
     """The allowed sizes under the patch and ratio of the first holder that gives them."""
     patch = next((h["patch"] for h in holders if "patch" in h), UNIT)
     ratio = next((h["max_ratio"] for h in holders if "max_ratio" in h), 4.0)
+    if not 0 < int(target) // patch <= MOST_UNITS:
+        raise Mismatch(f"a target of {target} in patches of {patch} has no sizes to list")
     return allowed_sizes(int(target), patch, ratio)
 
 

@@ -141,7 +141,11 @@ def find(name: str | Path, folders: Sequence[str | Path] = ()) -> Path:
 def source_of(found: Checkpoint, tokenizer) -> Source:
     """What the families look at, of a checkpoint and its tokenizer (or `TokenNames` where names are enough)."""
     files = tuple(dict.fromkeys(e.file for e in found.entries.values()))
-    return Source(found.path, found.config, tokenizer, found.shapes, files)
+    said = found.config.get("vocab_size")
+    size = checkpoint.sizes_from_shapes(found.shapes).get(
+        "vocab_size", (said if type(said) is int else 0, "")
+    )[0]
+    return Source(found.path, {**found.config, "vocab_size": size}, tokenizer, found.shapes, files)
 
 
 def open_source(path: Path) -> Source:
@@ -180,8 +184,8 @@ def family_of_vq(entries: Mapping[str, Entry]) -> Family | None:
 def _vq(family: Family, shapes: Mapping[str, tuple[int, ...]], ops) -> nn.Module | None:
     try:
         return family.vq_from_shapes(shapes, ops)
-    except (KeyError, ValueError, IndexError):  # its mark is there, but not the tensors that tell the sizes
-        return None
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+        return None  # its mark is there, but tensors that tell the sizes are not, or are out of their minds
 
 
 def find_vq(

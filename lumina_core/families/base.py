@@ -54,7 +54,8 @@ class Source:
     def names(self) -> dict[str, int]:
         """Every token name with its id: the tokenizer's, and the configuration's `vocabulary_map` where it has one."""
         extra = self.config.get("vocabulary_map")
-        return {**(extra if isinstance(extra, Mapping) else {}), **self.tokenizer.names()}
+        extra = extra if isinstance(extra, Mapping) else {}
+        return {**{name: n for name, n in extra.items() if type(n) is int}, **self.tokenizer.names()}
 
 
 class Names:
@@ -256,6 +257,11 @@ class Family(ABC):
         return self._finish(model, ids, question, task, "image", (h * panels, w), at, panels)
 
     def _finish(self, model: Model, ids, question, task, expects, units, open_at, panels) -> Prompt:
+        if max(ids) >= model.config.vocab_size:
+            raise CheckpointError(
+                f"{model.tokenizer.source} makes token {max(ids)} of the prompt; the transformer of '{model.name}' "
+                f"knows {model.config.vocab_size}. They do not belong together; take both from one repository."
+            )
         most = model.config.max_position_embeddings
         if len(ids) >= most:
             raise InputError(

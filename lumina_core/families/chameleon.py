@@ -20,7 +20,7 @@ PUBLISHED_SIZE = 65536
 PUBLISHED_GRID_0 = 8804
 PUBLISHED_CODE_0 = 4
 CODES = 8192  # of Chameleon; PURE has as many again, behind Chameleon's last id
-CODE_NAME = re.compile(r"IMGIMG([A-J]+)Z")  # the digits of the code, spelled A to J
+CODE_NAME = re.compile(r"IMGIMG([A-J]{1,9})Z")  # the digits of the code, spelled A to J
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 

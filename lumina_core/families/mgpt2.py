@@ -23,7 +23,7 @@ PUBLISHED = {IMAGE_START: 151665, IMAGE_END: 151666, ROW_END: 151670}
 PUBLISHED_GRID_0 = 151671
 PUBLISHED_CODE_0 = 155000
 PUBLISHED_CODES = 16384
-CODE_NAME = re.compile(r"<MOVQGAN(\d+)>")
+CODE_NAME = re.compile(r"<MOVQGAN(\d{1,9})>")
 
 
 class Mgpt2(Family):
@@ -52,7 +52,7 @@ class Mgpt2(Family):
         if names.size >= PUBLISHED_CODE_0 + codes:  # the plain decoder upstream goes by number
             return torch.arange(PUBLISHED_CODE_0, PUBLISHED_CODE_0 + codes)
         named = {int(digits): token for digits, token in names.matching(CODE_NAME).items()}
-        if sorted(named) != list(range(codes)):
+        if len(named) != codes or any(c >= codes for c in named):
             raise CheckpointError(
                 f"{names.source.tokenizer.source} names {len(named)} image tokens, but the image tokenizer has {codes} "
                 "codes; they do not belong together."

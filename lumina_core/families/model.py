@@ -58,9 +58,10 @@ class Model:
     def _own(self, defaults: Defaults, settings: Mapping) -> Defaults:
         own = {f.name: settings[f.name] for f in fields(Defaults) if f.name in settings}
         for name, value in own.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            whole = Defaults.__dataclass_fields__[name].type == "int"
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 raise CheckpointError(
-                    f"config.json of '{self.name}': sampling '{name}' is {value!r}, no number."
+                    f"config.json of '{self.name}': sampling '{name}' is {value!r}, no {'whole ' * whole}number."
                 )
         return replace(defaults, **own)
 

@@ -11,6 +11,7 @@ from .. import hub
 from ..prompts import MGPT1, MGPT2, PURE
 from ..unirep import UNIT
 
+LARGEST = 1 << 15  # pixels a side that a configuration may name
 NANO = Path(__file__).parent.parent / "nano"
 TEMPLATES = {"mgpt1": MGPT1, "mgpt2": MGPT2, "pure": PURE}
 # What the released checkpoints can do that are no Omni ones: tasks that begin so.
@@ -56,7 +57,8 @@ def sizes_of(config: Mapping) -> tuple[tuple[int, int], ...]:
     if not isinstance(said, list):
         return ()
     pairs = [tuple(size) for size in said if isinstance(size, list) and len(size) == 2]
-    return tuple(p for p in pairs if all(isinstance(n, int) and n > 0 and n % UNIT == 0 for n in p))
+    sound = (p for p in pairs if all(type(n) is int and 0 < n <= LARGEST and n % UNIT == 0 for n in p))
+    return tuple(dict.fromkeys(sound))
 
 
 def able(task: str) -> list[str]:

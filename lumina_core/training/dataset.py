@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import CheckpointError
 from ..files import write_state
+from ..pickles import read_plain
 from ..prompts import IGNORE
 from .examples import Size, example
 from .sequences import Language
@@ -64,9 +66,14 @@ def pre_tokenise(
         if not file.exists():
             tables = _tables(vq, language, kinds, size, report, device)
             write_state(file, tables)
-        for kind, saved in torch.load(file, weights_only=True).items():
-            parts = (saved[name].numpy() for name in ("tokens", "learned", "starts"))
-            out[kind, size] = Sequences(*parts)
+        try:
+            for kind, saved in read_plain(file).items():
+                parts = (saved[name].numpy() for name in ("tokens", "learned", "starts"))
+                out[kind, size] = Sequences(*parts)
+        except (AttributeError, LookupError, TypeError) as e:
+            raise CheckpointError(
+                f"{file} holds no training sequences ({e!r}). Delete it to make it anew."
+            ) from None
     return out
 
 

@@ -1,6 +1,6 @@
 """A training run on disk: resumable state, atomic writes, a log line now and then.
 
-State files hold tensors and plain values only and are read with `weights_only=True`.
+State files hold tensors and plain values only and are read as such; see `pickles`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from ..errors import CheckpointError
 from ..files import cannot_write, write_state
+from ..pickles import read_plain
 
 
 @dataclass
@@ -33,7 +34,23 @@ class Stage:
         """The saved state, or None when the stage starts from nothing."""
         if not self.state_file.exists():
             return None
-        return torch.load(self.state_file, map_location="cpu", weights_only=True)
+        state = read_plain(self.state_file)
+        if not isinstance(state, dict):
+            raise CheckpointError(
+                f"{self.state_file} is no state of a training run. Delete it to start {self.name} anew."
+            )
+        return state
+
+    @contextmanager
+    def resuming(self) -> Iterator[dict | None]:
+        """The saved state, to be taken over inside; where it does not fit, a `CheckpointError` names its file."""
+        state = self.load()
+        try:
+            yield state
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"{self.state_file} is no state of this run ({e}). Delete it to start {self.name} anew."
+            ) from None
 
     def save(self, state: dict) -> None:
         write_state(self.state_file, state)

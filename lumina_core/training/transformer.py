@@ -123,11 +123,12 @@ def train_transformer(
     model.to(device)
     optimisers = optimisers_of(model, recipe)
     first, began = 0, 0.0
-    if state := stage.load():
-        model.load_state_dict(state["model"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        first, began = state["step"], state["seconds"]
+    with stage.resuming() as state:
+        if state:
+            model.load_state_dict(state["model"])
+            for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+            first, began = state["step"], state["seconds"]
     start = time.monotonic() - began
 
     def snapshot(done: int) -> dict:

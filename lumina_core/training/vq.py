@@ -122,10 +122,11 @@ def train_vq(vq: nn.Module, recipe: VQRecipe, stage: Stage, device: torch.device
     optimiser = torch.optim.Adam(learning, lr=recipe.lr, betas=(0.9, 0.95))
     used = torch.zeros(vq.config.n_embed)
     first, began = 0, 0.0
-    if state := stage.load():
-        vq.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        used, first, began = state["used"], state["step"], state["seconds"]
+    with stage.resuming() as state:
+        if state:
+            vq.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            used, first, began = state["used"], state["step"], state["seconds"]
     used = used.to(device)
     start = time.monotonic() - began
 

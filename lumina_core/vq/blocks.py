@@ -35,11 +35,16 @@ class VQConfig:
         return 2 ** (len(self.ch_mult) - 1)
 
 
+MOST_BLOCKS = 8  # levels, and residual blocks of one; published tokenizers have 5 and 2 at most
+
+
 def count_blocks(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
     """How many consecutive numbers, from 0, fit into `name` so that the tensor exists."""
     n = 0
     while name.format(n) in shapes:
         n += 1
+        if n > MOST_BLOCKS:
+            raise ValueError(f"more than {MOST_BLOCKS} of {name}")
     return n
 
 
