@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from . import weights
+from .documents import read_json
 from .errors import CheckpointError, InputError
 from .nf4 import NF4Linear
 from .quant import quantise, restore
@@ -247,4 +248,4 @@ def _names(source: Path, pattern: str, layer: str) -> bool:
 
 def _config(file: Path) -> dict:
     beside = file.with_name("adapter_config.json")
-    return weights.read_json(beside) if file.stem == "adapter_model" and beside.is_file() else {}
+    return read_json(beside) if file.stem == "adapter_model" and beside.is_file() else {}

@@ -166,7 +166,7 @@ def shard_names(folder: Path) -> list[str]:
     for m in [
         m for name in names if (m := SHARD.fullmatch(name))
     ]:  # without an index the names tell the count
-        names |= {f"{m[1]}-{i:05d}-of-{m[3]}{m[4]}" for i in range(1, min(int(m[3]), MOST_FILES) + 2)}
+        names |= {f"{m[1]}-{i:05d}-of-{m[3]}{m[4]}" for i in range(1, min(int(m[3]), MOST_FILES + 1) + 1)}
     if not names:
         raise CheckpointError(
             f"No weights in {folder}: 'model.safetensors', or 'model.safetensors.index.json' with its shards, "

@@ -24,7 +24,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "weights": {"documents", "pickles"},
     "nf4": set(),
     "quant": {"weights", "nf4"},
-    "lora": {"weights", "quant", "nf4"},
+    "lora": {"weights", "documents", "quant", "nf4"},
     "checkpoint": {"weights", "documents", "text", "transformer"},
     "color": set(),
     "hub": {"files"},

@@ -57,7 +57,7 @@ def open_drawing(home: Path) -> None:
 
 
 def open_report(home: Path) -> None:
-    families.listing([home.parent])
+    families.listing([home])
     inspect(home).lines()
 
 

@@ -36,8 +36,8 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 class Guard:
     """Notes what the process does that opening a file must not do."""
 
-    def __init__(self, home: Path):
-        self.home = str(home)
+    def __init__(self):
+        self.home = ""  # the folder of the file that is opened
         self.library = tuple({sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib")})
         self.library += (
             str(ROOT / "lumina_core"),
@@ -166,7 +166,7 @@ def say(**what) -> None:
 
 
 def main(folder: Path) -> None:
-    guard = Guard(folder)
+    guard = Guard()
     sys.addaudithook(guard)
     for line in sys.stdin:
         name, first = line.split()
@@ -174,6 +174,7 @@ def main(folder: Path) -> None:
         shutil.rmtree(home, ignore_errors=True)
         target = targets.TARGETS[name]
         target.build(home)
+        guard.home = str(home) + os.sep
         run(target, home, int(first), guard)
 
 
