@@ -201,6 +201,10 @@ def find_vq(
     """
     if found.metadata is not None and vq_path is None:
         inside = weights.entries_of([found.path], checkpoint.VQ_PREFIX)
+        if inside and family_of_vq(inside) is not family:
+            raise CheckpointError(
+                f"The image tokenizer inside {found.path} is not that of {family.title}. Convert the checkpoint again."
+            )
         if inside:
             return found.path, inside
     if vq_path is None:
