@@ -101,10 +101,13 @@ class Model:
 
     @property
     def own_size(self) -> tuple[int, int]:
-        """Width and height in pixels where nobody asks for a size: its own first, or a square with room for text."""
+        """Width and height in pixels where nobody asks for a size: its own first, or a square with room for text.
+
+        The square is the one that the checkpoint is named after, or 768, or 512.
+        """
         if self.picture_sizes:
             return self.picture_sizes[0]
-        for side in (768, 512):
+        for side in (*([self.side] if self.side else ()), 768, 512):
             rows, columns = self.vocabulary.codes_shape((side // UNIT, side // UNIT))
             if rows * (columns + 1) + 256 <= self.config.max_position_embeddings:
                 return side, side

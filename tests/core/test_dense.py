@@ -157,6 +157,13 @@ def test_a_checkpoint_s_own_sizes_come_first(models):
     assert working_size(target, "depth", picture(50, 50)) == (64, 64)
 
 
+def test_a_picture_nobody_gives_a_size_has_the_size_the_checkpoint_is_named_after(models):
+    named = replace(models["mgpt1"], side=96)
+    assert named.own_size == (96, 96)
+    assert replace(named, side=8192).own_size == models["mgpt1"].own_size, "one that fits the positions"
+    assert replace(named, picture_sizes=((64, 32),)).own_size == (64, 32)
+
+
 def test_the_wording_can_be_replaced(models):
     m = models["mgpt1"]
     asked = ask(m, "detect", picture(32, 32), "a cat", template="Where is {prompt}? <|image|>", size=(32, 32))
