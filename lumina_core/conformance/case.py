@@ -67,7 +67,10 @@ class Case:
         return path
 
     def json(self, role: str = "case") -> dict:
-        return read_json(self.path(role))
+        path = self.path(role)
+        if not path.is_file():
+            raise FileNotFoundError(f"'{path}' is missing")
+        return read_json(path)
 
     def tensors(self, role: str = "tensors") -> dict[str, torch.Tensor]:
         return load_file(self.path(role))
