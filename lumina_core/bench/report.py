@@ -161,13 +161,13 @@ def about(device: torch.device) -> dict[str, object]:
         "commit": _told("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.release()}",  # `platform.platform` starts a program, as `processor` does
         "device": str(device),
     }
     if device.type == "cpu":
         return {
             **out,
-            "processor": platform.machine(),  # `platform.processor` starts a program
+            "processor": platform.machine(),
             "threads": torch.get_num_threads(),
         }
     if device.type == "cuda":
