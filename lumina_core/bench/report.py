@@ -161,7 +161,7 @@ def about(device: torch.device) -> dict[str, object]:
         "commit": _told("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.release()}",  # `platform.platform` starts a program, as `processor` does
+        "system": f"{platform.system()} {platform.release()}",  # `platform.platform` starts a program
         "device": str(device),
     }
     if device.type == "cpu":
