@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_demo(verbs: argparse._SubParsersAction) -> None:
-    p = verbs.add_parser("demo", help="draw a labelled contact sheet with the bundled checkpoint")
+    p = verbs.add_parser("demo", help="draw every task of the bundled checkpoints on one contact sheet")
     p.add_argument("--out", type=Path, default=Path("output"), metavar="DIR", help="folder (default: output)")
     p.set_defaults(run=commands.run_demo)
 

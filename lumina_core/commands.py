@@ -24,6 +24,7 @@ from . import (
     Prompt,
     Sampling,
     TokenGrid,
+    bundled,
     default_dtype,
     generate,
     load,
@@ -33,28 +34,11 @@ from . import (
 )
 from .devices import pick_device
 from .files import write_whole
-from .sheet import contact_sheet
 
 Say = Callable[..., None]  # (text, end="\n")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRECISIONS = ("auto", *DTYPES, *KINDS)
 OPTIONS = ("seed", "cfg", "temperature", "image_top_k", "decode", "window", "batch", "max_tokens")
-DEMO = (
-    ("a red circle on the left and a blue square on the right, white background", (64, 64)),
-    ("a large yellow triangle in the center, black background", (64, 64)),
-    ("a green cross in the top left and a purple circle in the bottom right, gray background", (64, 64)),
-    ("an orange square at the top and a cyan triangle at the bottom, brown background", (64, 64)),
-    (
-        "a pink circle on the left, a yellow square in the center and a green cross on the right, black background",
-        (96, 64),
-    ),
-    ("a blue triangle on the left and an orange cross on the right, white background", (96, 64)),
-    (
-        "a small red square in the top right and a large cyan circle in the bottom left, gray background",
-        (64, 96),
-    ),
-    ("a purple triangle at the top and a yellow circle at the bottom, white background", (64, 96)),
-)
 
 
 def open_model(args: argparse.Namespace) -> Model:
@@ -97,16 +81,19 @@ def default_size(model: Model) -> tuple[int, int]:
 
 
 def run_demo(args: argparse.Namespace, say: Say) -> None:
-    args.out = writable_folder(args.out)
-    model = load("nano-mgpt2")
-    cells = []
-    for n, (text, wh) in enumerate(tqdm(DEMO, desc="drawing", unit="picture", disable=None, file=sys.stderr)):
-        [picture] = draw(model, model.prompt(text, size=wh), settings(model, seed=n))
-        cells.append((picture, f"{text}  ({wh[0]}x{wh[1]}, seed {n})"))
-    file = args.out / "demo.png"
-    sheet = contact_sheet(cells, columns=4)
+    from .demo import demo
+
+    file = writable_folder(args.out) / "demo.png"
+    with tqdm(desc="drawing", unit="example", disable=None, file=sys.stderr) as bar:
+
+        def report(kind: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description_str(kind)
+            bar.update(done - bar.n)
+
+        sheet, count = demo(report)
     write_whole(file, lambda part: sheet.save(part, "PNG"))
-    say(f"{len(cells)} pictures drawn by {model.name}: {file}")
+    say(f"{count} examples of the tasks of {', '.join(bundled())}: {file}")
 
 
 def run_generate(args: argparse.Namespace, say: Say) -> None:
@@ -166,7 +153,7 @@ def run_train(args: argparse.Namespace, say: Say) -> None:
 
 
 def run_evaluate(args: argparse.Namespace, say: Say) -> None:
-    from .training.evaluate import ceilings, evaluate, evaluate_tokenizer, settings_of, table
+    from .training.evaluate import ceilings, evaluate, evaluate_tokenizer, table
     from .training.recipes import RECIPES
 
     model = open_model(args)
@@ -176,17 +163,17 @@ def run_evaluate(args: argparse.Namespace, say: Say) -> None:
         )
     recipe = RECIPES[model.name]
     pools = chosen_pools(recipe.examples, args.tasks, model)
-    base, asked = sampling_of(model, args), ("cfg", "temperature", "image_top_k")
-    given = {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
-
-    def settings_for(task: str) -> Sampling:
-        return replace(settings_of(model, task, base), **given)
-
     kinds = len({kind for kind, _ in pools})
     with tqdm(
         total=args.captions * kinds, desc="judging", unit="example", disable=None, file=sys.stderr
     ) as bar:
-        figures = evaluate(model, pools, args.captions, settings_for, lambda kind, n: bar.update(n))
+        figures = evaluate(
+            model,
+            pools,
+            args.captions,
+            lambda task: sampling_of(model, args, task),
+            lambda kind, n: bar.update(n),
+        )
     limits = ceilings(pools, model, min(args.captions, 50)) if args.ceilings else []
     psnr = evaluate_tokenizer(model, recipe.sizes, min(args.captions, 50))
     lines = table(figures, limits)
