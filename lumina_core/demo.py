@@ -59,5 +59,5 @@ def cell(model: Model, kind: str, outcome: Outcome) -> Cell:
     new = outcome.panels[1:] if model.template(e.task).given_panel else outcome.panels
     said = " ".join(part.replace(IMAGE, "").strip() for part in (*e.earlier, e.text)).strip()
     written = outcome.text.strip()
-    title = kind.removesuffix("_panel").replace("_", " ")
+    title = kind.removesuffix("_panel").replace("_", " ").capitalize()
     return Cell(title, said, (*e.given, *new), given=len(e.given), written=written)
