@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -113,7 +113,9 @@ def judge_pose(task: str, done: Sequence[Outcome]) -> list[Figure]:
 
 
 def judge_detect(task: str, done: Sequence[Outcome]) -> list[Figure]:
-    pairs = [measures.boxes_found(o.example.scene, o.example.objects, o.picture) for o in done]
+    pairs = [
+        measures.boxes_found(o.example.scene, o.example.objects, o.picture, o.example.given[0]) for o in done
+    ]
     return _found(task, "boxes over IoU 0.6", pairs)
 
 
@@ -248,12 +250,6 @@ def evaluate(
                 report(kind, len(part))
         figures += JUDGES[kind](kind, done)
     return figures
-
-
-def settings_of(model: Model, task: str, given: Sampling) -> Sampling:
-    """`given` with the settings the checkpoint names for a task."""
-    own = model.sampling.get("tasks", {}).get(task, {})
-    return replace(given, **{f.name: own[f.name] for f in fields(Sampling) if f.name in own})
 
 
 def outcomes(

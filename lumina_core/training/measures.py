@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 
+from ..boxes import Box, drawn_boxes
 from . import edits, maps, world
 from .judge import PALETTE, judge
 
@@ -65,30 +66,22 @@ def regions(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return out
 
 
-def boxes_found(s: world.Scene, objects: tuple[world.Object, ...], drawn: np.ndarray) -> tuple[int, int]:
-    """Boxes that overlap a true one by more than `OVERLAP`; how many there are, true or drawn, whichever is more."""
-    every = dict(zip(s.objects, world.boxes(s), strict=True))
+def boxes_found(
+    s: world.Scene, objects: tuple[world.Object, ...], drawn: np.ndarray, given: np.ndarray
+) -> tuple[int, int]:
+    """Boxes that overlap a true one by more than `OVERLAP`; how many there are, true or drawn, whichever is more.
+
+    They are read from what was drawn about the picture `given` as users' are.
+    """
+    every = dict(zip(s.objects, (Box(*edges) for edges in world.boxes(s)), strict=True))
     waiting = [every[o] for o in objects]
-    seen = [
-        (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-        for ys, xs in regions(drawn.max(-1) > BRIGHT)
-        if len(ys) >= 12
-    ]
-    hits = 0
+    seen, hits = drawn_boxes(drawn, given), 0
     for box in seen:
-        best = max(waiting, key=lambda truth, box=box: overlap(box, truth), default=None)
-        if best is not None and overlap(box, best) > OVERLAP:
+        best = max(waiting, key=box.overlap, default=None)
+        if best is not None and box.overlap(best) > OVERLAP:
             waiting.remove(best)
             hits += 1
     return hits, max(len(objects), len(seen))
-
-
-def overlap(a: tuple, b: tuple) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom)."""
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, wide) * max(0, high)
-    areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
-    return shared / (sum(areas) - shared)
 
 
 def keypoints_found(s: world.Scene, drawn: np.ndarray) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lumina_core import PictureFinished, bundled, generate, load, settings
 from lumina_core.cli import main
 from lumina_core.training import world
-from lumina_core.training.evaluate import evaluate, evaluate_tokenizer, settings_of
+from lumina_core.training.evaluate import evaluate, evaluate_tokenizer
 from lumina_core.training.recipes import RECIPES
 
 ALL = sorted(bundled())
@@ -36,7 +37,7 @@ def test_what_is_bundled_has_a_recipe_and_upstreams_layout_within_ten_megabytes(
 def test_held_out_captions_are_drawn_as_told(model):
     """A sample of what `train evaluate` measures: above chance by far, and near the model card."""
     pools = [("text_to_image", size) for size in RECIPES[model.name].sizes]
-    colour, shape = evaluate(model, pools, 32, lambda task: settings_of(model, task, settings(model)))
+    colour, shape = evaluate(model, pools, 32, partial(settings, model))
     assert colour.value >= 0.85
     assert shape.value >= 0.75
 

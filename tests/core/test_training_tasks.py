@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lumina_core import PictureFinished, Sampling, TextPiece, TokenGrid, generate, load
+from lumina_core.boxes import Box
 from lumina_core.prompts import IGNORE
 from lumina_core.training import build, degrade, edits, maps, measures, questions, world
 from lumina_core.training.batches import Batches, Phase, Plan
@@ -195,8 +196,8 @@ def test_judges_refuse_near_misses():
         )
         assert not measures.names_every_object(s, words + " and a cyan cross and a cyan cross")
         wide = replace(o, radius=o.radius * 1.6)
-        box = world.boxes(replace(s, objects=(wide,)))[0]
-        assert measures.overlap(box, world.boxes(s)[0]) < measures.OVERLAP
+        box = Box(*world.boxes(replace(s, objects=(wide,)))[0])
+        assert box.overlap(Box(*world.boxes(s)[0])) < measures.OVERLAP
 
 
 @pytest.fixture(scope="module", params=sorted(RECIPES))
