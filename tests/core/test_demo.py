@@ -9,6 +9,7 @@ from lumina_core import bundled, load
 from lumina_core.demo import pools_of
 from lumina_core.sheet import WIDTH, Cell, Section, contact_sheet
 from lumina_core.training.examples import task_of
+from lumina_core.training.recipes import RECIPES
 
 
 @pytest.mark.parametrize("name", sorted(bundled()))
@@ -16,7 +17,7 @@ def test_every_task_of_a_bundled_checkpoint_is_shown(name):
     model = load(name)
     shown = [task_of(kind) for kind, _ in pools_of(model)]
     assert set(shown) == set(model.tasks)
-    assert "text_to_image" not in model.tasks or shown.count("text_to_image") == len(model.picture_sizes)
+    assert "text_to_image" not in model.tasks or shown.count("text_to_image") == len(RECIPES[name].sizes)
 
 
 def picture(number: int, width: int = 64, height: int = 64) -> np.ndarray:
