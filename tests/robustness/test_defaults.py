@@ -52,7 +52,8 @@ CODE = {
     "imp",
 }
 MAY = {  # file -> what it may import of these, and why
-    "lumina_core/hub.py": {"huggingface_hub"},  # the download itself, imported when it is asked for
+    # the download itself, imported when it is asked for; of urllib the parser alone, which compares addresses
+    "lumina_core/hub.py": {"huggingface_hub", "urllib"},
     "lumina_core/fetching.py": {"subprocess"},  # the same in a process of its own, so that Cancel can end it
     "lumina_core/bench/report.py": {"subprocess"},  # `bench` asks git and nvidia-smi what it measured
     "lumina_core/pickles.py": {"pickle"},  # for the name of an error

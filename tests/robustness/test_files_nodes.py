@@ -135,6 +135,7 @@ LARGE = {
 }  # of work: low end only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["min", "max"])
 def test_at_the_limits_every_node_runs_or_says_why_not(comfy, ours, end, record_property):
     """All numbers of a node at one end of their ranges at once, on a checkpoint that has the node's task."""
