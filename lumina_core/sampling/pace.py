@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST = 16
-TRIAL = 4  # passes of each of two windows that are held against each other, turn about
+TRIAL = 5  # passes of each of two windows that are held against each other, turn about
 WIDER = 1.15  # what a window of twice the width brings forward, as far as is known before it is tried
 PRIOR = 2  # passes that such a guess counts for
-STAY = 1.03  # a change of window must promise more than this
+STAY = 1.1  # what another window than the first must promise: few passes tell little
 _known: WeakKeyDictionary[Transformer, dict[tuple, Pace]] = WeakKeyDictionary()
 
 
@@ -39,8 +39,9 @@ class Pace:
     """How far passes of each window bring a picture forward, what they cost, and the choice of the next one.
 
     Begins in the middle. A neighbour that may be faster is tried in turns with the window in use, so that whatever
-    else the machine does slows both; the cheapest pass of each tells their costs. The count of what passes bring goes
-    on after that, and may bring a window back.
+    else the machine does slows both; the cheapest pass of each tells their costs. What passes bring is counted apart
+    from that, among passes of the same window: drafts that a wider one has refined hold more often. The count goes on
+    and may bring a window back.
     """
 
     def __init__(self, fixed: int | None):
@@ -49,7 +50,7 @@ class Pace:
         self.settled = fixed is not None
         self.brought: dict[int, Counter[int]] = {w: Counter() for w in WINDOWS}  # window -> places -> passes
         self.cost = {FIRST: 1.0}  # of a pass, relative to the first window
-        self.turns: list[int] = [FIRST] * TRIAL
+        self.turns: list[int] = []  # windows of the coming passes of a trial, the next one last
         self.least: dict[int, float] = {}  # seconds, of the windows on trial
 
     @classmethod
@@ -85,11 +86,12 @@ class Pace:
         """
         if self.fixed is not None or not usual:
             return
-        self.brought[self.window][places] += 1
         if self.turns:
             self.least[self.window] = min(self.least.get(self.window, math.inf), self._last)
             self.turns.pop()
-        if not self.turns:
+        else:
+            self.brought[self.window][places] += 1
+        if not self.turns and self.brought[FIRST].total() >= TRIAL:
             self._weigh()
             self._choose()
         self.window = self.turns[-1] if self.turns else self.window
@@ -118,15 +120,16 @@ class Pace:
         self.least.clear()
 
     def _choose(self) -> None:
-        best = max(self.cost, key=lambda w: self.speed(w) * (STAY if w == self.window else 1))
+        best = max(self.cost, key=lambda w: self.speed(w) * (STAY if w == FIRST else 1))
         # a wider pass costs no less, a narrower one at least half
         hopes = {w: self.places(w) / self.cost[best] for w in (2 * best, best // 2) if self._is_new(w)}
         hopes = {w: hope * (2 if w < best else 1) for w, hope in hopes.items()}
         tried = max(hopes, key=hopes.get, default=best)
         self.window = best
-        if tried != best and hopes[tried] > STAY * self.speed(best):
+        known = self.brought[best].total() >= TRIAL
+        if tried != best and known and hopes[tried] > STAY * self.speed(best):
             self.turns = [best, tried] * TRIAL
-        elif not self.settled:
+        elif known and not self.settled:
             self.settled = True
             self._say()
 
