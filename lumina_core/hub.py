@@ -239,9 +239,8 @@ def _go_on(hub: Hub, http_get: Callable, file: RemoteFile, part: Path) -> None:
     """Fetches what lacks of a file. Small ones, whose checksum nobody tells, begin anew."""
     url = hub.hf_hub_url(file.repo, file.name)
     found = hub.get_hf_file_metadata(url)
-    elsewhere = (
-        urlsplit(found.location).netloc != urlsplit(url).netloc
-    )  # which the user's token is no concern of
+    # an address elsewhere is not told the user's token
+    elsewhere = urlsplit(found.location).netloc != urlsplit(url).netloc
     with part.open("ab" if file.sha256 else "wb") as out:
         if file.nbytes is not None and out.tell() > file.nbytes:
             out.seek(0)

@@ -227,11 +227,8 @@ def read_tensors(entries: Mapping[str, Entry]) -> Iterator[tuple[str, torch.Tens
         for file in dict.fromkeys(e.file for e in entries.values()):
             own = [(name, e) for name, e in entries.items() if e.file == file]
             if any(e.mapped is not None for _, e in own):
-                for (
-                    name,
-                    entry,
-                ) in own:  # a mapped file that was cut would end the process when it is looked at
-                    _check_unchanged(entry)
+                for name, entry in own:
+                    _check_unchanged(entry)  # a mapped file that was cut would end the process when looked at
                     yield name, entry.mapped.clone(memory_format=torch.contiguous_format)
             else:
                 _check_unchanged(own[0][1])

@@ -122,8 +122,8 @@ class Pace:
     def _choose(self) -> None:
         best = max(self.cost, key=lambda w: self.speed(w) * (STAY if w == FIRST else 1))
         # a wider pass costs no less, a narrower one at least half
-        hopes = {w: self.places(w) / self.cost[best] for w in (2 * best, best // 2) if self._is_new(w)}
-        hopes = {w: hope * (2 if w < best else 1) for w, hope in hopes.items()}
+        least = {2 * best: self.cost[best], best // 2: self.cost[best] / 2}
+        hopes = {w: self.places(w) / cost for w, cost in least.items() if self._is_new(w)}
         tried = max(hopes, key=hopes.get, default=best)
         self.window = best
         known = self.brought[best].total() >= TRIAL

@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 
 TILES = (64, 32, 16)  # codes a side, tried in turn
 OVERLAP = 4  # of a tile, a side: the part that neighbours blend over is a quarter of it
-_one_at_a_time = (
-    Lock()
-)  # decoding in 32 bit changes the weights meanwhile, and two at once need twice the memory
+# decoding in 32 bit changes the weights meanwhile, and two at once need twice the memory
+_one_at_a_time = Lock()
 
 
 def decode(vq: ImageTokenizer, codes: torch.Tensor) -> torch.Tensor:
