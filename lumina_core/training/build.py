@@ -16,8 +16,10 @@ from ..families.base import Source
 from ..files import write_whole
 from ..text import IMAGE, Tokenizer
 from ..transformer import Transformer, TransformerConfig
+from .adoption import adopt, codes_in, same
 from .dataset import pre_tokenise
 from .examples import example, task_of
+from .looking import look_back
 from .recipes import RECIPES, Recipe
 from .runner import Stage
 from .sequences import Language
@@ -37,25 +39,24 @@ def train(
 ) -> Path:
     """Trains a bundled checkpoint in `folder`, going on where an earlier call stopped; returns the finished folder.
 
-    `start_from` is a checkpoint of the same family and sizes: its image tokenizer is kept (the decoder alone learns
-    on), its transformer is trained on; tokens are matched by name.
+    `start_from` is a checkpoint whose transformer, of the same sizes, is trained on. Of the same family: its image
+    tokenizer is kept (the decoder alone learns on) and tokens are matched by name. Of another: the image tokenizer is
+    trained from nothing, and its codes begin as those that show the same in the earlier one's pictures.
     """
     if name not in RECIPES:
         raise InputError(f"There is no recipe '{name}'; there is {', '.join(RECIPES)}.")
     recipe = RECIPES[name]
     folder.mkdir(parents=True, exist_ok=True)
     earlier = load(start_from) if start_from else None
-    if earlier is not None and earlier.family.id != recipe.family.id:
-        raise InputError(
-            f"--start-from: '{earlier.name}' is {earlier.family.title}; {name} starts from {recipe.family.title}."
-        )
-    vq = trained_vq(recipe, folder, report, earlier, device)
+    of_family = earlier is not None and earlier.family.id == recipe.family.id
+    vq = trained_vq(recipe, folder, report, earlier if of_family else None, device)
     words = tokenizer_text(recipe, folder / "tokenizer.json")
     language = language_of(recipe, words)
     dataset = pre_tokenise(vq, language, recipe.examples, folder / "sequences", report, device)
     transformer = new_transformer(recipe, words)
     if earlier is not None:
-        adopt(transformer, language.tokenizer, earlier)
+        codes = None if of_family else codes_in(earlier, vq, language.vocabulary, recipe.examples)
+        adopt(transformer, language, earlier, recipe.looks_back, codes)
     out = folder / recipe.name
     train_transformer(
         transformer,
@@ -82,38 +83,6 @@ def trained_vq(
         training = recipe.more_vq_training or replace(training, steps=0)
     train_vq(vq, training, Stage(folder, "vq", report), device)
     return vq.requires_grad_(False).eval()
-
-
-def same(name: str, part: str, mine: nn.Module, theirs: nn.Module) -> None:
-    """Raises an `InputError` where a part of a checkpoint to start from has other shapes than the recipe."""
-    shapes = {k: tuple(v.shape) for k, v in mine.state_dict().items()}
-    for key, value in theirs.state_dict().items():
-        if shapes.get(key) != tuple(value.shape):
-            raise InputError(
-                f"--start-from: '{key}' of the {part} has shape {tuple(value.shape)}; {name} has "
-                f"{shapes.get(key, 'no such tensor')}."
-            )
-
-
-@torch.no_grad()
-def adopt(transformer: Transformer, tokenizer: Tokenizer, earlier: Model) -> None:
-    """Takes over an earlier transformer's weights. Rows of tokens go by name; a new word is the mean of its pieces."""
-    theirs = earlier.transformer.state_dict()
-    mine = transformer.state_dict()
-    tables = ("model.embed_tokens.weight", "lm_head.weight")
-    for key, value in theirs.items():
-        if key in tables:
-            continue
-        if key not in mine or mine[key].shape != value.shape:
-            seen = tuple(mine[key].shape) if key in mine else "no such tensor"
-            raise InputError(f"--start-from: '{key}' has shape {tuple(value.shape)}; the recipe has {seen}.")
-        mine[key].copy_(value)
-    known = earlier.tokenizer.names()
-    for name, token in tokenizer.names().items():
-        rows = [known[name]] if name in known else earlier.tokenizer.encode(tokenizer.decode([token]))
-        if rows:
-            for key in tables:
-                mine[key][token] = theirs[key][rows].mean(0)
 
 
 def corpus(recipe: Recipe) -> list[str]:
@@ -149,6 +118,8 @@ def tokenizer_text(recipe: Recipe, file: Path) -> str:
 def new_transformer(recipe: Recipe, words: str) -> Transformer:
     model = Transformer(TransformerConfig(**transformer_sizes(recipe, words)))
     initialise(model, recipe.training.seed)
+    for look in recipe.looks_back:
+        look_back(model, look)
     return model
 
 
@@ -160,6 +131,7 @@ def transformer_sizes(recipe: Recipe, words: str) -> dict:
         "num_hidden_layers": recipe.layers,
         "num_attention_heads": recipe.heads,
         "num_key_value_heads": recipe.heads,
+        "model_parallel_size": recipe.heads if recipe.own_norms else 1,
         "max_position_embeddings": recipe.positions,
     }
 

@@ -17,6 +17,7 @@ from ..vq.llamagen import LlamaGenVQ
 from ..vq.movq import MoVQ
 from .batches import Phase
 from .dataset import Pool
+from .looking import LookBack
 from .transformer import TransformerRecipe
 from .vq import VQRecipe
 
@@ -43,6 +44,8 @@ class Recipe:
     positions: int
     training: TransformerRecipe
     sampling: Mapping = field(default_factory=dict)  # what a checkpoint this small draws best with
+    own_norms: bool = False  # every head has norms of its own for queries and keys
+    looks_back: tuple[LookBack, ...] = ()
     more_vq_training: VQRecipe | None = None  # of a tokenizer taken from another checkpoint
 
     @property
@@ -53,6 +56,15 @@ class Recipe:
 
 def _phases(*parts: tuple[int, Mapping[Pool, float]]) -> tuple[Phase, ...]:
     return tuple(Phase(until, dict(weights)) for until, weights in parts)
+
+
+def _looking(square: int, wide: int, tall: int) -> tuple[LookBack, ...]:
+    """Heads that look back at the same place of the picture given, at three shapes of picture."""
+    return (
+        *(LookBack(layer, 0, square) for layer in (0, 1, 2)),
+        *(LookBack(layer, 1, wide) for layer in (1, 2)),
+        *(LookBack(layer, 2, tall) for layer in (1, 2)),
+    )
 
 
 MGPT1_KINDS = {  # kind -> weight in the mixture
@@ -104,9 +116,12 @@ NANO_MGPT1 = Recipe(
     words=600,
     hidden=224,
     intermediate=576,
-    layers=6,
+    layers=5,
     heads=7,
     positions=1024,
+    own_norms=True,
+    # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
+    looks_back=_looking(*(h * (w + 1) + 4 for w, h in ((8, 8), (10, 6), (6, 10)))),
     training=TransformerRecipe(
         phases=_phases((1400, MGPT1_SQUARE), (3600, MGPT1_ALL)),
         text_weight=5.0,
@@ -127,12 +142,12 @@ NANO_MGPT1 = Recipe(
 PANEL_MAPS = ("depth", "canny", "hed", "pose")
 MGPT2_KINDS = {
     "text_to_image": 0.2,
-    **{f"pair_{kind}": 0.05 for kind in PANEL_MAPS},
+    **{f"pair_{kind}": 0.02 for kind in PANEL_MAPS},
     **{f"control_{kind}": 0.05 for kind in PANEL_MAPS},
     **{f"{kind}_panel": 0.05 for kind in PANEL_MAPS},
-    "subject": 0.04,
+    "subject": 0.16,
     "subject_described": 0.04,
-    "edit_panel": 0.14,
+    "edit_panel": 0.2,
 }
 MGPT2_SMALL = {(kind, SQUARE): w for kind, w in MGPT2_KINDS.items()}
 MGPT2_ALL = {
@@ -141,6 +156,8 @@ MGPT2_ALL = {
     **{(f"{kind}_panel", size): 0.008 for kind in PANEL_MAPS for size in (WIDE, TALL)},
     **{("edit_panel", size): 0.02 for size in (WIDE, TALL)},
 }
+
+
 MGPT2_VQ = VQRecipe(
     steps=1450,
     batch=20,
@@ -182,8 +199,10 @@ NANO_MGPT2 = Recipe(
     layers=5,
     heads=7,
     positions=1024,
+    own_norms=True,
+    looks_back=_looking(*(h * (w + 1) - 1 for w, h in ((8, 8), (12, 8), (8, 12)))),  # at the panel above
     training=TransformerRecipe(
-        phases=_phases((1600, MGPT2_ALL)),
+        phases=_phases((1400, MGPT2_ALL)),
         guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
     ),
     sampling={
@@ -213,13 +232,14 @@ NANO_PURE = Recipe(
     vq_training=VQRecipe(steps=1100, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.45),
     examples={("restore", SQUARE): 16000},
     words=450,
-    hidden=192,
-    intermediate=512,
+    hidden=224,
+    intermediate=576,
     layers=5,
-    heads=6,
+    heads=7,
     positions=1024,
+    own_norms=True,
     training=TransformerRecipe(
-        phases=_phases((1500, {("restore", SQUARE): 1.0})),
+        phases=_phases((1000, {("restore", SQUARE): 1.0})),
         text_weight=3.0,
         guided=frozenset({"restore"}),
     ),
