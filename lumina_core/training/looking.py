@@ -12,18 +12,22 @@ import torch
 
 from ..transformer import Attention, Transformer
 
-SHARPEST, SHARP = 5.0, 3.5  # of the two fastest turning pairs, and of those slower down to `SLOWEST`
+SHARPEST, SHARP = 5.0, 3.5  # of the two fastest turning pairs in use, and of those slower down to `SLOWEST`
 SLOWEST = 0.05  # radians a token; slower pairs tell the neighbours of a place apart no more
 CONTENT = 0.25  # how much such a head still sees of the tokens themselves
 
 
 @dataclass(frozen=True)
 class LookBack:
-    """A head and how far back it looks, in tokens from the one before the token that is drawn."""
+    """A head and how far back it looks, in tokens from the one before the token that is drawn.
+
+    Where the distance is not always the same, `width` is about how many tokens to either side are seen as well.
+    """
 
     layer: int
     head: int
-    distance: int
+    distance: float
+    width: int = 0
 
 
 @torch.no_grad()
@@ -37,7 +41,8 @@ def look_back(model: Transformer, look: LookBack) -> None:
     half = model.config.head_dim // 2
     speed = model.config.rope_theta ** (-torch.arange(half) / half)
     strength = torch.where(speed < SLOWEST, 0.0, SHARP)
-    strength[:2] = SHARPEST
+    fastest = int((speed * look.width > 1).sum())
+    strength[:fastest], strength[fastest : fastest + 2] = 0.0, SHARPEST
     turn = -speed * look.distance
     query = torch.cat([strength * turn.cos(), strength * turn.sin()])
     key = torch.cat([strength, torch.zeros(half)])
