@@ -155,7 +155,7 @@ def add_train(verbs: argparse._SubParsersAction) -> None:
         p.add_argument(
             "--start-from",
             metavar="NAME|PATH",
-            help="train a checkpoint of this family and size on; its image tokenizer is kept, its decoder refined",
+            help="train the transformer of a checkpoint on, of this family or another, whose sizes are the same",
         )
         p.set_defaults(run=commands.run_train, name=name)
     judge = what.add_parser("evaluate", help="judge a checkpoint's tasks on held-out scenes, by exact truth")
