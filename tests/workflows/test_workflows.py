@@ -13,7 +13,11 @@ ROOT = Path(__file__).parent.parent.parent
 FROZEN = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-CORE = {"ImageScale", "LoadImage", "MarkdownNote", "PreviewAny", "PreviewImage", "SaveImage"}
+CORE = {
+    *("ImageBlur", "ImageCompositeMasked", "ImageScale", "ImageScaleBy", "ImageStitch", "LoadImage"),
+    *("MarkdownNote", "MaskComposite", "MaskToImage", "PreviewAny", "PreviewImage", "SaveImage", "SolidMask"),
+}
+TITLE = 30  # pixels above a node's position that its title takes
 PYTHON = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
 
 
@@ -28,8 +32,9 @@ def values(node: dict) -> dict:
     Optional inputs that came after the file was saved have no value in it.
     """
     saved, found = list(node["widgets_values"]), {}
+    bare = {slot["name"] for slot in node["inputs"] if "widget" not in slot}
     for name, kind, group in FROZEN[node["type"]]["inputs"]:
-        if kind in WIDGETS and (saved or group == "required"):
+        if kind in WIDGETS and name not in bare and (saved or group == "required"):
             found[name] = saved.pop(0)
             if name == "seed":
                 found["control"] = saved.pop(0)
@@ -109,7 +114,8 @@ def test_links_join_sockets_of_one_type(workflow):
     nodes = {node["id"]: node for node in workflow["nodes"]}
     assert len(nodes) == len(workflow["nodes"])
     for link, source, out, target, slot, kind in workflow["links"]:
-        assert nodes[source]["outputs"][out]["type"] == kind == nodes[target]["inputs"][slot]["type"]
+        assert nodes[source]["outputs"][out]["type"] == kind
+        assert nodes[target]["inputs"][slot]["type"] in (kind, "*")
         assert link in nodes[source]["outputs"][out]["links"]
         assert nodes[target]["inputs"][slot]["link"] == link
     used = [slot["link"] for node in nodes.values() for slot in node["inputs"] if slot["link"] is not None]
@@ -148,3 +154,20 @@ def test_it_has_a_thumbnail(file):
     picture = file.with_suffix(".jpg")
     assert picture.stat().st_size < 200_000
     assert min(Image.open(picture).size) >= 256
+
+
+def test_it_saves_pictures_and_its_nodes_do_not_lie_on_each_other(workflow):
+    assert any(node["type"] == "SaveImage" for node in workflow["nodes"])
+    boxes = [(x, y - TITLE, x + w, y + h) for (x, y), (w, h) in _places(workflow)]
+    for n, (left, top, right, bottom) in enumerate(boxes):
+        for x0, y0, x1, y1 in boxes[n + 1 :]:
+            assert right <= x0 or x1 <= left or bottom <= y0 or y1 <= top
+
+
+def _places(workflow: dict) -> list[tuple[list[int], list[int]]]:
+    return [(node["pos"], node["size"]) for node in workflow["nodes"]]
+
+
+def test_every_workflow_has_an_id_of_its_own():
+    ids = [json.loads(file.read_text("utf-8"))["id"] for file in FILES]
+    assert len(set(ids)) == len(ids)
