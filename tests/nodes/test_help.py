@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
 FROZEN = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))
 DOCS = ROOT / "nodes" / "web" / "docs"
+PICTURE = re.compile(r"!\[(.*?)\]\((.*?)\)")
 
 
 @pytest.mark.parametrize("node", FROZEN)
@@ -23,6 +26,19 @@ def test_a_help_page_names_every_input(node):
 
 def test_every_help_page_belongs_to_a_node():
     assert {p.stem for p in DOCS.glob("*.md")} == set(FROZEN)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda p: p.stem)
+def test_pictures_of_a_help_page_are_there_and_small(page):
+    for alt, file in PICTURE.findall(page.read_text("utf-8")):
+        assert alt
+        assert (DOCS / file).stat().st_size < 40_000
+        assert max(Image.open(DOCS / file).size) <= 800
+
+
+def test_every_picture_is_on_a_help_page():
+    shown = {file for page in DOCS.glob("*.md") for _, file in PICTURE.findall(page.read_text("utf-8"))}
+    assert shown == {f"images/{file.name}" for file in (DOCS / "images").iterdir()}
 
 
 def test_without_comfyui_the_door_offers_nothing():
