@@ -224,7 +224,7 @@ def add_chat(verbs: argparse._SubParsersAction) -> None:
 def add_task(verbs: argparse._SubParsersAction) -> None:
     p = verbs.add_parser("task", help="depth, segment, edit, ... : a picture to a picture")
     p.add_argument("name", metavar="NAME", choices=TASKS, help=", ".join(TASKS))
-    add_model_options(p)
+    add_model_options(p, "nano-mgpt2-omni")
     text = "picture to ask about; several times for several pictures, each answered alone (none for pair)"
     p.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=text)
     p.add_argument("--prompt", default="", metavar="TEXT", help="what to draw, to change or to find")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -179,40 +179,62 @@ NANO_MGPT2 = Recipe(
         n_embed=512,
     ),
     vq_training=MGPT2_VQ,
-    more_vq_training=VQRecipe(
-        steps=400,
-        batch=16,
-        lr=7e-4,
-        sizes=MGPT2_VQ.sizes,
-        maps=MGPT2_VQ.maps,
-        map_share=0.6,
-        frozen_codes=True,
-    ),
-    examples={
-        **{pool: 2500 if pool[1] == SQUARE else 1000 for pool in MGPT2_ALL},
-        **{("text_to_image", size): 8000 if size == SQUARE else 3000 for size in (SQUARE, WIDE, TALL)},
-        ("edit_panel", SQUARE): 8000,
-    },
-    words=700,
+    examples={("text_to_image", SQUARE): 16000, ("text_to_image", WIDE): 6000, ("text_to_image", TALL): 6000},
+    words=400,
     hidden=224,
     intermediate=576,
     layers=5,
     heads=7,
     positions=1024,
-    own_norms=True,
-    looks_back=_looking(*(h * (w + 1) - 1 for w, h in ((8, 8), (12, 8), (8, 12)))),  # at the panel above
     training=TransformerRecipe(
-        phases=_phases((1400, MGPT2_ALL)),
-        guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
+        phases=_phases(
+            (1400, {("text_to_image", SQUARE): 1.0}),
+            (
+                5600,
+                {
+                    ("text_to_image", SQUARE): 0.5,
+                    ("text_to_image", WIDE): 0.25,
+                    ("text_to_image", TALL): 0.25,
+                },
+            ),
+        ),
     ),
-    sampling={
-        **{"cfg": 2.0, "temperature": 0.5, "target_size": 64},
-        "tasks": {
-            **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
-            "edit": {"cfg": 1.0, "temperature": 0.0},
-            **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.3} for kind in PANEL_MAPS},
+    sampling={"cfg": 2.0, "temperature": 0.5, "target_size": 64},
+)
+NANO_OMNI = (
+    replace(  # as of 2.0 there is a checkpoint for text to image, and one of all tasks that began with it
+        NANO_MGPT2,
+        name="nano-mgpt2-omni",
+        more_vq_training=VQRecipe(
+            steps=400,
+            batch=16,
+            lr=7e-4,
+            sizes=MGPT2_VQ.sizes,
+            maps=MGPT2_VQ.maps,
+            map_share=0.6,
+            frozen_codes=True,
+        ),
+        examples={
+            **{pool: 2500 if pool[1] == SQUARE else 1000 for pool in MGPT2_ALL},
+            **{("text_to_image", size): 8000 if size == SQUARE else 3000 for size in (SQUARE, WIDE, TALL)},
+            ("edit_panel", SQUARE): 8000,
         },
-    },
+        words=700,
+        own_norms=True,
+        looks_back=_looking(*(h * (w + 1) - 1 for w, h in ((8, 8), (12, 8), (8, 12)))),  # at the panel above
+        training=TransformerRecipe(
+            phases=_phases((1400, MGPT2_ALL)),
+            guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
+        ),
+        sampling={
+            **NANO_MGPT2.sampling,
+            "tasks": {
+                **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
+                "edit": {"cfg": 1.0, "temperature": 0.0},
+                **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.3} for kind in PANEL_MAPS},
+            },
+        },
+    )
 )
 
 NANO_PURE = Recipe(
@@ -252,4 +274,4 @@ NANO_PURE = Recipe(
     ),
     sampling={"cfg": 1.0, "temperature": 0.0, "target_size": 64},
 )
-RECIPES = {r.name: r for r in (NANO_MGPT1, NANO_MGPT2, NANO_PURE)}
+RECIPES = {r.name: r for r in (NANO_MGPT1, NANO_MGPT2, NANO_OMNI, NANO_PURE)}

@@ -14,7 +14,7 @@ from lumina_core.training.adoption import adopt, codes_in
 from lumina_core.training.batches import Phase
 from lumina_core.training.examples import example
 from lumina_core.training.looking import looks_back
-from lumina_core.training.recipes import BIG_SQUARE, NANO_MGPT1, NANO_MGPT2, NANO_PURE, RECIPES
+from lumina_core.training.recipes import BIG_SQUARE, NANO_MGPT1, NANO_PURE, RECIPES
 from lumina_core.training.transformer import TransformerRecipe
 from lumina_core.training.vq import VQRecipe
 
@@ -49,7 +49,8 @@ def attention_of(model, tokens, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "square"), [("nano-mgpt2", "depth_panel", (64, 64)), ("nano-mgpt1", "depth", BIG_SQUARE)]
+    ("name", "kind", "square"),
+    [("nano-mgpt2-omni", "depth_panel", (64, 64)), ("nano-mgpt1", "depth", BIG_SQUARE)],
 )
 def test_heads_look_at_the_same_place_of_the_picture_given(name, kind, square, tmp_path, monkeypatch):
     recipe = RECIPES[name]
@@ -118,4 +119,4 @@ def test_training_goes_on_from_another_family(bundled, tmp_path, monkeypatch):
     out = build.train(recipe.name, tmp_path, lambda line: None, start_from=bundled.name)
     model = load(out)
     assert model.family.id == "pure"
-    assert model.transformer.config.model_parallel_size == NANO_MGPT2.heads
+    assert model.transformer.config.model_parallel_size == recipe.heads
