@@ -14,7 +14,7 @@ class LoadModel(io.ComfyNode):
             node_id="LuminaMGPTLoadModel",
             display_name="Lumina-mGPT Load Model",
             description="Loads a Lumina-mGPT checkpoint: transformer, image tokenizer and text tokenizer together. "
-            "A small trained checkpoint is bundled; others are folders or converted files under models/lumina_mgpt.",
+            "Small trained checkpoints are bundled; others are folders or converted files under models/lumina_mgpt.",
             search_aliases=["lumina", "mgpt", "autoregressive", "checkpoint", "load lumina"],
             inputs=[
                 *checkpoint_inputs(),
