@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.host.server import FOLDER
-
 MODEL, IMAGE, TASK, SAVE, TEXT = "1", "2", "3", "4", "5"
 MAPS = ["Depth", "Segment", "Normals", "Pose", "Edges"]
 
@@ -206,10 +204,6 @@ def test_a_pair_comes_as_two_pictures(comfy):
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(comfy, node, model, inputs, says):
-    if model == "nano-mgpt2" and '"depth"' in (comfy.base / "custom_nodes").joinpath(
-        FOLDER, "lumina_core", "nano", model, "config.json"
-    ).read_text("utf-8"):
-        pytest.skip("the bundled checkpoint can do it")
     run = comfy.run(graph(node, model, {}, **inputs))
     assert (run.status, run.node) == ("error", TASK)
     assert says in run.error and "\n" not in run.error and run.kind.startswith("Lumina-mGPT.")
