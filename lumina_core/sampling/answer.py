@@ -13,10 +13,10 @@ from ..unirep import TokenGrid, Vocabulary
 from .contexts import Contexts
 from .events import AnswerFinished, Event, PictureFinished, Progress, Sampling, TextPiece
 from .finite import Finite
-from .logits import draw, gumbel, keep_by_entropy, keep_top, noise_key
+from .logits import noise_key
 from .room import check_bytes
 from .smaller import ADVICE, let_go, smaller
-from .text import DRAFTS, Writer
+from .text import DRAFTS, Writer, drawn_tokens
 from .window import painter_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Answer:
         try:
             self.finite = Finite(self.contexts.device, self.contexts.dtype)
             with told(f"reading the prompt ({self._end()} tokens) of an answer", ADVICE):
-                hidden = self.contexts.prefill([*self.prompt.tokens, *self._read()])
+                hidden = self.contexts.prefill([[*self.prompt.tokens, *self._read()]])
             with told("writing an answer", ADVICE):
                 reason = yield from self._write(hidden)
         finally:
@@ -151,7 +151,7 @@ class Answer:
             )
         mine = range(self.index, self.index + 1)
         painter = painter_of(self.contexts, v, self.prompt, self.sampling, mine, v.codes_shape(units))
-        painter.start(hidden, self.tokens[-3:], len(self.tokens))
+        painter.start(hidden, [self.tokens[-3:]], len(self.tokens))
         yield from painter.paint()
         codes = painter.codes[0].cpu()
         self.tokens += [*v.rows(codes), v.image_end]
@@ -219,16 +219,8 @@ class Answer:
         self, hidden: torch.Tensor, place: int, top_k: int, entropy_top_k: tuple[int, int] | None
     ) -> list[int]:
         """Tokens drawn from states (T, hidden) at places `place`, `place` + 1, ... of the answer."""
-        scores = self.transformer.scores(hidden)
-        self.finite.note(scores)
-        if self.transformer.config.mask_image_logits:
-            ids = self.vocabulary.code_ids.to(scores.device)
-            scores = scores.index_fill(-1, ids, torch.finfo(scores.dtype).min)
-        scores = keep_by_entropy(scores, *entropy_top_k) if entropy_top_k else keep_top(scores, top_k)
         seed = self.sampling.seed + self.index
-        keys = [noise_key(seed, place + i) for i in range(len(scores))]
-        noise = gumbel(torch.tensor(keys, device=scores.device), scores.shape[-1])
-        drawn = draw(scores, self.sampling.temperature, noise)
-        *tokens, fine = torch.cat([drawn, self.finite.flag()]).tolist()
-        self.finite.check(fine)
-        return tokens
+        keys = [noise_key(seed, place + i) for i in range(len(hidden))]
+        settings = (self.sampling.temperature, top_k, entropy_top_k)
+        tokens = drawn_tokens(self.transformer, self.vocabulary, hidden, keys, self.finite, *settings)
+        return self.finite.checked(tokens)

@@ -12,6 +12,8 @@ from .graphs import Graphs
 if TYPE_CHECKING:
     from ..transformer import Transformer
 
+READ = 2048  # tokens of prefixes that are read in one pass, unless one alone is longer
+
 
 class Contexts:
     """n pictures: rows 0..n-1 see the prompt; rows n..2n-1, with guidance, see only the open picture.
@@ -37,36 +39,48 @@ class Contexts:
         dtype = transformer.model.embed_tokens.weight.dtype
         return transformer.cache_nbytes(2 * n if guided else n, capacity, dtype)
 
-    def prefill(self, tokens: Sequence[int], unconditional: bool = False) -> torch.Tensor:
-        """Starts the rows of one kind with the same tokens; hidden state (n, hidden) of the last one."""
+    def prefill(self, prefixes: Sequence[Sequence[int]], unconditional: bool = False) -> torch.Tensor:
+        """Starts the rows of one kind, each with tokens of its own; hidden states (n, hidden) of their last ones.
+
+        A prefix that all rows share is read once.
+        """
         first = self.n if unconditional else 0
-        targets = slice(first, first + self.n)
-        ids = torch.tensor([list(tokens)], device=self.device)
-        hidden = self.transformer(ids, 0, self.cache, slice(first, first + 1))[:, -1]
-        self.cache.copy_row(first, targets, len(tokens))
-        self.cursor[targets] = len(tokens)
-        self.longest = max(self.longest, len(tokens))
-        return hidden.expand(self.n, -1)
+        lengths = [len(tokens) for tokens in prefixes]
+        if all(tokens == prefixes[0] for tokens in prefixes):
+            states = self._read(prefixes[:1], first).expand(self.n, -1)
+            self.cache.copy_row(first, slice(first, first + self.n), lengths[0])
+        else:
+            step = max(1, READ // max(lengths))
+            states = torch.cat(
+                [self._read(prefixes[i : i + step], first + i) for i in range(0, self.n, step)]
+            )
+        self.cursor[first : first + self.n] = torch.tensor(lengths, device=self.device)
+        self.longest = max(self.longest, *lengths)
+        return states
 
-    def prefill_each(self, prefixes: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Starts every conditional row with tokens of its own; hidden states (n, hidden) of their last ones."""
-        states = []
-        for row, tokens in enumerate(prefixes):
-            ids = torch.tensor([list(tokens)], device=self.device)
-            states.append(self.transformer(ids, 0, self.cache, slice(row, row + 1))[:, -1])
-            self.cursor[row] = len(tokens)
-            self.longest = max(self.longest, len(tokens))
-        return torch.cat(states)
+    def _read(self, prefixes: Sequence[Sequence[int]], row: int) -> torch.Tensor:
+        """Feeds one prefix to each row from `row` on, in one pass; the states of their last tokens."""
+        ids = torch.zeros(len(prefixes), max(map(len, prefixes)), dtype=torch.int64)
+        for filled, tokens in zip(ids, prefixes, strict=True):
+            filled[: len(tokens)] = torch.tensor(list(tokens))
+        # What stands behind a shorter row is written over before anything may look at it.
+        hidden = self.transformer(ids.to(self.device), 0, self.cache, slice(row, row + len(ids)))
+        return torch.stack([hidden[i, len(tokens) - 1] for i, tokens in enumerate(prefixes)])
 
-    def advance(self, tokens: torch.Tensor, unconditional: bool = True) -> torch.Tensor:
-        """Feeds tokens (n, T) to both kinds of rows, or to the conditional ones only; last hidden (rows, hidden)."""
+    def advance(
+        self, tokens: torch.Tensor, unconditional: bool = True, going: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Feeds tokens (n, T) to both kinds of rows, or to the conditional ones only; last hidden (rows, hidden).
+
+        Where `going` (rows,) is false a row's cursor stays, so that it forgets what it was fed.
+        """
         rows = slice(0, self.cache.rows if unconditional else self.n)
         if unconditional and self.guided:
             tokens = torch.cat([tokens, tokens])
         steps = tokens.shape[1]
         self.longest += steps
         hidden = self._pass(tokens, self.cursor[rows], rows, self.longest)
-        self.cursor[rows] += steps
+        self.cursor[rows] += steps if going is None else steps * going
         return hidden[:, -1]
 
     def peek(self, tokens: torch.Tensor, ahead: torch.Tensor, most: int) -> torch.Tensor:

@@ -120,7 +120,8 @@ def _pictures(
         with told(f"reading the prompt ({len(prefix)} tokens) for {what}", ADVICE):
             painter = painter_of(contexts, vocabulary, prompt, sampling, pictures, shape)
             kept = None if kept is None else kept.to(contexts.device)
-            painter.start(contexts.prefill(prefix), opened, drawn, kept)
+            hidden = contexts.prefill([prefix] * len(pictures))
+            painter.start(hidden, [opened] * len(pictures), drawn, kept)
         with told(f"drawing {what}", ADVICE):
             yield from painter.paint()
             finished = painter.codes.cpu()

@@ -24,6 +24,12 @@ class Finite:
         """1 while all were numbers, else 0: (1,) int64 on the device, to be read together with other numbers."""
         return self.total.isfinite().long()[None]
 
+    def checked(self, tokens: torch.Tensor) -> list[int]:
+        """Tokens (N,) read from the device together with the flag, which is checked."""
+        *values, fine = torch.cat([tokens, self.flag()]).tolist()
+        self.check(fine)
+        return values
+
     def check(self, flag: int | None = None) -> None:
         """Raises `PrecisionError` where some were none; without a `flag` that was read the device is waited for."""
         if int(self.flag()) if flag is None else flag:

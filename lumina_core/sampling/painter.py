@@ -49,26 +49,26 @@ class Painter:
     def start(
         self,
         hidden: torch.Tensor,
-        opened: list[int],
+        opened: Sequence[Sequence[int]],
         drawn: int,
         kept: torch.Tensor | None = None,
         streams: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         """Takes the conditional rows' last state, starts the unconditional rows on the opened picture.
 
-        `opened` is the picture's tokens so far (start, sizes, codes given); `drawn` of them were generated. `kept`
-        (pictures, h, w) holds codes that are set instead of drawn, -1 elsewhere. `streams` are the seed and `drawn` of
-        every picture, where they do not follow from the first.
+        `opened` are each picture's tokens so far (start, sizes, codes given), the same number of all; `drawn` of them
+        were generated. `kept` (pictures, h, w) holds codes that are set instead of drawn, -1 elsewhere. `streams` are
+        the seed and `drawn` of every picture, where they do not follow from the first.
         """
         self.kept = kept
         self.hidden = hidden
         if self.guided:
             self.hidden = torch.cat([hidden, self.contexts.prefill(opened, unconditional=True)])
         device, v = self.contexts.device, self.vocabulary
-        self.given = len(opened) - 3
-        codes = [v.code_of(t) for t in opened[3:] if t != v.row_end]
-        given = torch.tensor(codes, dtype=torch.int64, device=device).expand(len(self.pictures), -1)
-        whole = len(codes) // self.shape[1] * self.shape[1]
+        self.given = len(opened[0]) - 3
+        codes = [[v.code_of(t) for t in tokens[3:] if t != v.row_end] for tokens in opened]
+        given = torch.tensor(codes, dtype=torch.int64, device=device)
+        whole = given.shape[1] // self.shape[1] * self.shape[1]
         self.codes = given[:, :whole].reshape(len(self.pictures), -1, self.shape[1])
         self.begun = given[:, whole:]  # of a row that was begun
         self.first = drawn - self.given  # place p is generated token number first + p, which names its noise

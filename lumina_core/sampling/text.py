@@ -10,14 +10,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
+from ..unirep import Vocabulary
 from .contexts import Contexts
+from .finite import Finite
+from .logits import draw, gumbel, keep_by_entropy, keep_top
+
+if TYPE_CHECKING:
+    from ..transformer import Transformer
 
 DRAFTS = 7  # of a pass, at most
 TRIAL = 6  # passes with and without drafts before their speeds are compared
 PAUSE = 24  # tokens drawn one by one after drafts did not pay
+
+
+def drawn_tokens(
+    transformer: Transformer,
+    vocabulary: Vocabulary,
+    hidden: torch.Tensor,
+    keys: Sequence[tuple[int, int]],
+    finite: Finite,
+    temperature: float,
+    top_k: int,
+    entropy_top_k: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Tokens (N,) of the whole vocabulary, drawn from states (N, hidden), each with the noise of its key."""
+    scores = transformer.scores(hidden)
+    finite.note(scores)
+    if transformer.config.mask_image_logits:
+        ids = vocabulary.code_ids.to(scores.device)
+        scores = scores.index_fill(-1, ids, torch.finfo(scores.dtype).min)
+    scores = keep_by_entropy(scores, *entropy_top_k) if entropy_top_k else keep_top(scores, top_k)
+    noise = gumbel(torch.tensor(keys, device=scores.device), scores.shape[-1])
+    return draw(scores, temperature, noise)
 
 
 class Drafts:

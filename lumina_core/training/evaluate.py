@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..errors import InputError
 from ..families import Model
 from ..prompts import Prompt, fill
-from ..sampling import Sampling
+from ..sampling import PictureFinished, Sampling, TextPiece
+from ..sampling.abreast import Abreast
 from ..unirep import UNIT, TokenGrid
 from . import maps, measures, world
 from .dataset import picture_codes
-from .drawing import Drawn, answer_many
 from .examples import Example, Size, example
 from .judge import judge
 
 AT_ONCE = 32  # examples that are drawn together
+WORDS = 96  # tokens of text that an answer may take
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,9 +258,19 @@ def outcomes(
     """What the model makes of examples of one kind and size."""
     sampling = settings(examples[0].task)
     prompts = prompts_of(model, examples)
-    drawn = answer_many(model, prompts, [sampling.seed + n for n in numbers], sampling)
-    for e, prompt, answer in zip(examples, prompts, drawn, strict=True):
-        yield Outcome(e, panels_of(model, prompt, answer), model.tokenizer.decode(list(answer.words)))
+    seeds = [sampling.seed + n for n in numbers]
+    words: list[list[int]] = [[] for _ in examples]
+    panels: list[tuple[np.ndarray, ...]] = [()] * len(examples)
+    # So many together are quicker without windows, which give the same pictures.
+    sampling = replace(sampling, decode="ar", max_tokens=WORDS)
+    drawing = Abreast(model.transformer, model.vocabulary, prompts, seeds, sampling)
+    for event in drawing.draw(len(prompts)):
+        if isinstance(event, TextPiece):
+            words[event.index] += event.tokens
+        elif isinstance(event, PictureFinished):
+            panels[event.index] = tuple(model.decode(panel.codes) for panel in event.grid.split())
+    for e, seen, said in zip(examples, panels, words, strict=True):
+        yield Outcome(e, seen, model.tokenizer.decode(said))
 
 
 def prompts_of(model: Model, examples: Sequence[Example]) -> list[Prompt]:
@@ -289,15 +299,6 @@ def _expects(e: Example) -> str:
     if not e.drawn:
         return "text"
     return "text_then_image" if e.truth else "image"
-
-
-@torch.inference_mode()
-def panels_of(model: Model, prompt: Prompt, answer: Drawn) -> tuple[np.ndarray, ...]:
-    """The pictures of an answer, panel by panel, decoded as the library does."""
-    if answer.codes is None:
-        return ()
-    parts = answer.codes.chunk(prompt.panels, 0)
-    return tuple(model.decode(codes) for codes in parts)
 
 
 @dataclass(frozen=True)

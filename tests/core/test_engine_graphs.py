@@ -41,8 +41,8 @@ def pair(tiny_model):
         both.append(contexts)
     with torch.inference_mode():
         for contexts in both:
-            contexts.prefill([5, 6, 7, 8])
-            contexts.prefill([7, 8], unconditional=True)
+            contexts.prefill([[5, 6, 7, 8]] * contexts.n)
+            contexts.prefill([[7, 8]] * contexts.n, unconditional=True)
     return both
 
 

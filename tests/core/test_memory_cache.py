@@ -129,7 +129,7 @@ def test_free_memory_is_a_number_or_unknown(monkeypatch):
 def test_a_cache_grows_and_keeps_what_it_holds(tiny_model):
     contexts = Contexts(tiny_model.transformer, 1, True, 8)
     with torch.inference_mode():
-        contexts.prefill([5, 6, 7])
+        contexts.prefill([[5, 6, 7]] * contexts.n)
         kept = contexts.cache.keys[0][:, :3].clone()
         contexts.reserve(20, more=4)
         assert contexts.cache.capacity == 24 == contexts.cache.keys[0].shape[1]

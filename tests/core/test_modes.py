@@ -76,7 +76,7 @@ def draw(kind, model, sampling, first: int, count: int, shape=(2, 2), prompt=PRO
     """Codes (count, h, w) of pictures first, first + 1, ..., with an empty prompt."""
     contexts = Contexts(model, count, sampling.cfg != 1.0, 100)
     painter = kind(contexts, VOCABULARY, prompt, sampling, range(first, first + count), shape)
-    opened = [START, 13, 13]
+    opened = [[START, 13, 13]] * count
     painter.start(contexts.prefill(opened), opened, 0)
     for _ in painter.paint():
         pass

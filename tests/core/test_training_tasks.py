@@ -12,10 +12,10 @@ from PIL import Image
 from lumina_core import PictureFinished, Sampling, TextPiece, TokenGrid, generate, load
 from lumina_core.boxes import Box
 from lumina_core.prompts import IGNORE
+from lumina_core.sampling.abreast import Abreast
 from lumina_core.training import build, degrade, edits, maps, measures, questions, world
 from lumina_core.training.batches import Batches, Phase, Plan
 from lumina_core.training.dataset import Sequences, picture_codes
-from lumina_core.training.drawing import answer_many
 from lumina_core.training.evaluate import JUDGES, Outcome, prompts_of
 from lumina_core.training.examples import MAKERS, example, task_of
 from lumina_core.training.recipes import RECIPES
@@ -240,37 +240,47 @@ def test_training_sequences_begin_with_the_prompt_of_inference(tiny):
         assert len(tokens) < model.config.max_position_embeddings
 
 
-def test_pictures_drawn_side_by_side_are_those_of_the_library(tiny):
-    recipe, _, model, words = tiny
-    kinds = {"mgpt1": ("text_to_image", "edit"), "mgpt2": ("pair_depth", "depth_panel"), "pure": ()}
-    for kind in kinds[recipe.family.id]:
+def side_by_side(model, prompts, seeds, sampling) -> tuple[list, list[list[int]]]:
+    """The codes of the pictures and the tokens of the texts that come of prompts answered together."""
+    codes, words = [None] * len(prompts), [[] for _ in prompts]
+    for event in Abreast(model.transformer, model.vocabulary, prompts, seeds, sampling).draw(len(prompts)):
+        if isinstance(event, PictureFinished):
+            codes[event.index] = event.grid.codes
+        elif isinstance(event, TextPiece):
+            words[event.index] += event.tokens
+    return codes, words
+
+
+@pytest.mark.parametrize("decode", ["ar", "jacobi"])
+def test_pictures_drawn_side_by_side_are_those_of_the_library(tiny, decode):
+    recipe, _, model, _ = tiny
+    kinds = {kind for kind, _ in recipe.examples} & {"text_to_image", "edit", "pair_depth", "depth_panel"}
+    for kind in sorted(kinds):
         size = next(at for name, at in recipe.examples if name == kind)
         prompts = prompts_of(model, [example(kind, "held-out", n, size) for n in range(3)])
         for sampling in (Sampling(cfg=2.0, temperature=0.8), Sampling(cfg=1.0, temperature=0.0)):
-            many = answer_many(model, prompts, [7, 8, 9], sampling)
-            for prompt, seed, drawn in zip(prompts, (7, 8, 9), many, strict=True):
+            seeds = [9, 7, 70]
+            many, _ = side_by_side(model, prompts, seeds, replace(sampling, decode=decode))
+            for prompt, seed, drawn in zip(prompts, seeds, many, strict=True):
                 alone = generate(
                     model.transformer, model.vocabulary, prompt, replace(sampling, seed=seed, decode="ar")
                 )
                 [grid] = [e.grid for e in alone if isinstance(e, PictureFinished)]
-                assert torch.equal(grid.codes, drawn.codes), kind
+                assert torch.equal(grid.codes, drawn), kind
 
 
 def test_texts_written_side_by_side_are_those_of_the_library(tiny):
-    recipe, _, model, words = tiny
+    recipe, _, model, _ = tiny
     if recipe.family.id != "mgpt1":
         pytest.skip("only 1.0 answers in text alone")
-    size = recipe.sizes[0]
-    prompts = prompts_of(model, [example("question", "held-out", n, size) for n in range(3)])
+    prompts = prompts_of(model, [example("question", "held-out", n, recipe.sizes[0]) for n in range(3)])
     sampling = Sampling(cfg=1.0, temperature=1.0, text_top_k=5, max_tokens=12)
-    many = answer_many(model, prompts, [7, 8, 9], sampling)
+    drawn, many = side_by_side(model, prompts, [7, 8, 9], sampling)
+    assert drawn == [None] * 3
     for prompt, seed, written in zip(prompts, (7, 8, 9), many, strict=True):
-        alone = generate(
-            model.transformer, model.vocabulary, prompt, replace(sampling, seed=seed, decode="ar")
-        )
-        words = [t for e in alone if isinstance(e, TextPiece) for t in e.tokens]
-        words = [t for t in words if t != model.vocabulary.separator]
-        assert list(written.words[: len(words)]) == words
+        alone = generate(model.transformer, model.vocabulary, prompt, replace(sampling, seed=seed))
+        assert written
+        assert written == [t for e in alone if isinstance(e, TextPiece) for t in e.tokens]
 
 
 def test_batches_are_functions_of_the_step_and_hold_rows_of_like_length(tiny):

@@ -49,8 +49,8 @@ def test_a_graph_is_recorded_and_gives_the_same_states(model):
     both = [Contexts(model.transformer, 2, True, 600) for _ in range(2)]
     both[1].graphs = None
     for contexts in both:
-        contexts.prefill([5, 6, 7, 8])
-        contexts.prefill([7, 8], unconditional=True)
+        contexts.prefill([[5, 6, 7, 8]] * contexts.n)
+        contexts.prefill([[7, 8]] * contexts.n, unconditional=True)
     for i in range(12):
         tokens = torch.tensor([[9 + i], [20 + i]], device="cuda")
         a, b = (contexts.advance(tokens) for contexts in both)
@@ -120,8 +120,8 @@ def test_a_window_costs_little_more_than_one_token_at_full_width():
     config = TransformerConfig(4096, 4096, 11008, 2, 32, 32, 10240)
     transformer = Transformer(config, dtype=torch.bfloat16, device="cuda").requires_grad_(False)
     contexts = Contexts(transformer, 1, True, 4200)
-    contexts.prefill([1] * 4000)
-    contexts.prefill([1] * 3990, unconditional=True)
+    contexts.prefill([[1] * 4000] * contexts.n)
+    contexts.prefill([[1] * 3990] * contexts.n, unconditional=True)
     ahead = torch.zeros(1, dtype=torch.int64, device="cuda")
 
     def seconds(width: int) -> float:
