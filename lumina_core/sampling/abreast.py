@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import OutOfMemoryError
 from ..shortage import told
 from ..unirep import TokenGrid, Vocabulary
 from .contexts import Contexts, transformer_device
@@ -16,7 +16,7 @@ from .events import Event, PictureFinished, Progress, RowFinished, Sampling, Tex
 from .finite import Finite
 from .logits import noise_key
 from .room import check_bytes, free_bytes, in_words, tokens_needed
-from .smaller import ADVICE, let_go, smaller
+from .smaller import ADVICE, once_more
 from .text import drawn_tokens
 from .window import painter_of
 
@@ -92,18 +92,15 @@ class Abreast:
         for first in range(0, len(self.prompts), at_once):
             group = range(first, min(first + at_once, len(self.prompts)))
             texts = [Text([], not self.words) for _ in group]
-            less = None
-            try:
-                yield from self._answers(group, texts)
-            except OutOfMemoryError as e:
-                less = smaller(e, self.transformer, self.sampling, len(group))
-                if less is None:
-                    raise
-            if less is not None:  # texts go on behind what was handed out
-                let_go(self.transformer)
-                alone = replace(self, sampling=less)
-                for i, text in zip(group, texts, strict=True):
-                    yield from alone._answers(range(i, i + 1), [text], with_graphs=False)
+            again = partial(self._one_by_one, group, texts)
+            first_try = self._answers(group, texts)
+            yield from once_more(first_try, again, self.transformer, self.sampling, len(group))
+
+    def _one_by_one(self, group: range, texts: Sequence[Text], less: Sampling) -> Iterator[Event]:
+        """Goes on with each answer alone, behind what was handed out, with other settings and without CUDA graphs."""
+        alone = replace(self, sampling=less)
+        for i, text in zip(group, texts, strict=True):
+            yield from alone._answers(range(i, i + 1), [text], with_graphs=False)
 
     def _answers(self, group: range, texts: Sequence[Text], with_graphs: bool = True) -> Iterator[Event]:
         """Writes the rest of some texts, then draws the pictures behind them."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import OutOfMemoryError, PictureError
+from ..errors import PictureError
 from ..shortage import told
 from ..unirep import TokenGrid, Vocabulary
 from .contexts import Contexts
@@ -15,7 +15,7 @@ from .events import AnswerFinished, Event, PictureFinished, Progress, Sampling, 
 from .finite import Finite
 from .logits import noise_key
 from .room import check_bytes
-from .smaller import ADVICE, let_go, smaller
+from .smaller import ADVICE, once_more
 from .text import DRAFTS, Writer, drawn_tokens
 from .window import painter_of
 
@@ -48,24 +48,19 @@ class Answer:
 
     def write(self) -> Iterator[Event]:
         """Yields pieces of text and pictures until the stop token or a limit, then how it ended."""
-        reason = None
-        try:
-            reason = yield from self._written()
-        except OutOfMemoryError as e:
-            less = smaller(e, self.transformer, self.sampling)
-            if less is None:
-                raise
-        if reason is None:  # it goes on behind what was handed out
-            let_go(self.transformer)
-            self.sampling = less
-            del self.tokens[self.whole :]
-            reason = yield from self._written(with_graphs=False)
+        reason = yield from once_more(self._written(), self._again, self.transformer, self.sampling)
         if self.prompt.expects == "image" and not self.vocabulary.pictures(self.tokens):
             raise PictureError(
                 f"The model drew no whole picture within {len(self.tokens)} tokens. Try another seed or prompt, set "
                 "the size, or allow more tokens."
             )
         yield AnswerFinished(self.index, tuple(self.tokens), reason)
+
+    def _again(self, less: Sampling) -> Iterator[Event]:
+        """Goes on behind what was handed out, with other settings."""
+        self.sampling = less
+        del self.tokens[self.whole :]
+        return (yield from self._written(with_graphs=False))
 
     def _written(self, with_graphs: bool = True) -> Iterator[Event]:
         """Writes in a cache of its own."""

@@ -7,11 +7,12 @@ is a free answer: text, in which the model may begin pictures of a size that it 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import InputError, OutOfMemoryError
+from ..errors import InputError
 from ..shortage import told
 from ..unirep import TokenGrid, Vocabulary
 from .answer import Answer
@@ -19,7 +20,7 @@ from .contexts import Contexts
 from .events import Event, PictureFinished, Progress, Sampling
 from .kept import kept_codes, rows_kept
 from .room import check, in_words, tokens_needed
-from .smaller import ADVICE, let_go, smaller
+from .smaller import ADVICE, once_more
 from .window import painter_of
 
 if TYPE_CHECKING:
@@ -74,16 +75,17 @@ def _known_size(
     transformer: Transformer, vocabulary: Vocabulary, prompt: Prompt, sampling: Sampling
 ) -> Iterator[Event]:
     pictures = range(sampling.batch)
-    try:
-        yield from _pictures(transformer, vocabulary, prompt, sampling, pictures)
-        return
-    except OutOfMemoryError as e:
-        less = smaller(e, transformer, sampling, len(pictures))
-        if less is None:
-            raise
-    let_go(transformer)  # outside the handler: until here the error keeps what was computed
+    asked = (transformer, vocabulary, prompt)
+    first = _pictures(*asked, sampling, pictures)
+    yield from once_more(first, partial(_one_by_one, *asked, pictures), transformer, sampling, len(pictures))
+
+
+def _one_by_one(
+    transformer: Transformer, vocabulary: Vocabulary, prompt: Prompt, pictures: range, sampling: Sampling
+) -> Iterator[Event]:
+    """Draws the pictures of a batch one after the other, without CUDA graphs."""
     for i in pictures:
-        one = _pictures(transformer, vocabulary, prompt, less, range(i, i + 1), with_graphs=False)
+        one = _pictures(transformer, vocabulary, prompt, sampling, range(i, i + 1), with_graphs=False)
         for event in one:
             if isinstance(event, Progress):
                 event = Progress(i * event.total + event.done, len(pictures) * event.total)

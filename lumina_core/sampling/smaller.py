@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from ..errors import OutOfMemoryError
 from ..shortage import empty_caches
 from .contexts import transformer_device
-from .events import Sampling
+from .events import Event, Sampling
 from .graphs import Graphs
 
 if TYPE_CHECKING:
     from ..transformer import Transformer
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 ADVICE = (
@@ -25,12 +27,30 @@ ADVICE = (
 )
 
 
+def once_more(
+    first: Generator[Event, None, T],
+    again: Callable[[Sampling], Generator[Event, None, T]],
+    transformer: Transformer,
+    sampling: Sampling,
+    pictures: int = 1,
+) -> Generator[Event, None, T]:
+    """Draws `first`; where memory runs out, what `again` makes of settings that take less. Gives what they give."""
+    try:
+        return (yield from first)
+    except OutOfMemoryError as e:
+        less = smaller(e, transformer, sampling, pictures)
+        if less is None:
+            raise
+    let_go(transformer)  # outside the handler: until here the error keeps what was computed
+    return (yield from again(less))
+
+
 def smaller(
     e: OutOfMemoryError, transformer: Transformer, sampling: Sampling, pictures: int = 1
 ) -> Sampling | None:
     """Settings that take less memory for the same `pictures`, drawn one at a time without CUDA graphs; says so.
 
-    None where there is no smaller way. Call `let_go` before drawing, when the error is no longer held.
+    None where there is no smaller way.
     """
     less, ways = sampling, []
     if sampling.decode == "jacobi":
