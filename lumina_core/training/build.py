@@ -66,6 +66,7 @@ def train(
         Stage(folder, "transformer", report),
         on_save=lambda model: export(recipe, words, model, vq, out),
         device=device,
+        codebook=vq.quantize.embedding.weight,
     )
     export(recipe, words, transformer, vq, out)
     report(f"finished: {out}")

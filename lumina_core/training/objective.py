@@ -72,3 +72,14 @@ def without_prompt(tokens: Sequence[int], labels: Sequence[int], vocabulary: Voc
     if len(tokens) < 2 or labels[-2] != v.image_end or list(tokens).count(v.image_start) != 1:
         return None
     return [label for label in labels if label != IGNORE][:-1]
+
+
+def nearness(codebook: torch.Tensor, softness: float) -> torch.Tensor:
+    """How a code that is to be drawn is shared among those near it (codes, codes); rows sum to 1.
+
+    Small codebooks have codes that show all but the same; telling them apart is most of the loss and of no use.
+    """
+    distance = torch.cdist(codebook.float(), codebook.float())
+    nearest = distance.fill_diagonal_(torch.inf).min(1).values.median()
+    distance.fill_diagonal_(0)
+    return (-0.5 * (distance / (softness * nearest)).square()).softmax(1)

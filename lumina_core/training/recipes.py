@@ -153,7 +153,7 @@ MGPT2_SMALL = {(kind, SQUARE): w for kind, w in MGPT2_KINDS.items()}
 MGPT2_ALL = {
     **MGPT2_SMALL,
     **{("text_to_image", size): 0.08 for size in (WIDE, TALL)},
-    **{(f"{kind}_panel", size): 0.008 for kind in PANEL_MAPS for size in (WIDE, TALL)},
+    **{(f"{kind}_panel", size): 0.02 for kind in PANEL_MAPS for size in (WIDE, TALL)},
     **{("edit_panel", size): 0.02 for size in (WIDE, TALL)},
 }
 
@@ -251,7 +251,7 @@ NANO_PURE = Recipe(
         embed_dim=8,
         n_embed=512,
     ),
-    vq_training=VQRecipe(steps=1100, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.45),
+    vq_training=VQRecipe(steps=2600, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.3),
     examples={("restore", SQUARE): 16000},
     words=450,
     hidden=224,

@@ -18,7 +18,7 @@ from ..unirep import Vocabulary
 from .batches import Batches, Phase, Plan
 from .dataset import Dataset
 from .muon import Muon
-from .objective import predicting
+from .objective import nearness, predicting
 from .runner import Stage
 from .sequences import Language
 from .vq import learning_rate
@@ -38,6 +38,7 @@ class TransformerRecipe:
     text_weight: float = 1.0  # of a text token; a picture has many more tokens than an answer has words
     drop_prompt: float = 0.1
     guided: frozenset[str] = frozenset({"text_to_image"})  # kinds whose prompt is dropped
+    softness: float = 0.0  # reach of a code's share in its neighbours, by the usual distance of the nearest
     seed: int = 0
 
     @property
@@ -79,8 +80,21 @@ def optimisers_of(model: nn.Module, recipe: TransformerRecipe) -> list[torch.opt
 class Losses:
     """The training loss of batches, and the mean cross entropy of picture and text tokens since the last `read`."""
 
-    def __init__(self, vocabulary: Vocabulary, tokens: int, text_weight: float, z_weight: float, device):
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        tokens: int,
+        text_weight: float,
+        z_weight: float,
+        device,
+        near: torch.Tensor | None = None,
+    ):
+        """`near` (codes, codes), rows summing to 1, is what a code that is to be drawn is shared among."""
         v, self.z_weight = vocabulary, z_weight
+        self.codes = v.code_ids.to(device)
+        self.number = torch.full((tokens,), -1, device=device)  # of a token among the codes
+        self.number[self.codes] = torch.arange(len(self.codes), device=device)
+        self.near = None if near is None else near.to(device)
         text = torch.ones(tokens, dtype=torch.bool)
         text[v.code_ids] = False
         text[[v.image_start, v.image_end, v.row_end, *v.grid.values()]] = False
@@ -92,13 +106,21 @@ class Losses:
         hidden, targets = predicting(model(tokens), labels)
         scores = model.scores(hidden)
         entropy = F.cross_entropy(scores, targets, reduction="none")
+        loss = entropy if self.near is None else self._shared(scores, targets, entropy)
         weight = self.weight[targets]
         with torch.no_grad():
             kind = self.is_text[targets].long()
             counted = torch.stack([entropy.detach(), torch.ones_like(entropy)], 1)
             self.sums.index_add_(0, kind, counted)
         z = scores.logsumexp(-1).square().mean()
-        return (entropy * weight).sum() / weight.sum() + self.z_weight * z
+        return (loss * weight).sum() / weight.sum() + self.z_weight * z
+
+    def _shared(self, scores: torch.Tensor, targets: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        """Cross entropy with the shares of codes, and as it is elsewhere."""
+        number = self.number[targets]
+        is_code = number >= 0
+        logs = scores[is_code].log_softmax(-1)[:, self.codes]
+        return entropy.masked_scatter(is_code, -(self.near[number[is_code]] * logs).sum(-1))
 
     def read(self) -> dict[str, float]:
         sums = self.sums.tolist()
@@ -114,8 +136,11 @@ def train_transformer(
     stage: Stage,
     on_save: Callable[[nn.Module], None] | None = None,
     device: torch.device | str = "cpu",
+    codebook: torch.Tensor | None = None,
 ) -> None:
     """Trains `model` in place, from where `stage` was left; `on_save` sees it every 500 steps.
+
+    The `codebook` (codes, dims) tells which codes are near each other; a recipe without `softness` needs none.
 
     On CUDA the passes run in bfloat16 (autocast) and the weights stay float32.
     """
@@ -140,7 +165,10 @@ def train_transformer(
         }
 
     batches = Batches(recipe.plan, dataset, language)
-    losses = Losses(language.vocabulary, model.config.vocab_size, recipe.text_weight, recipe.z_loss, device)
+    near = nearness(codebook, recipe.softness) if recipe.softness else None
+    losses = Losses(
+        language.vocabulary, model.config.vocab_size, recipe.text_weight, recipe.z_loss, device, near
+    )
     model.train()
     for step in stage.steps(first, recipe.steps, snapshot):
         tokens, labels = (t.to(device, non_blocking=True) for t in batches[step])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from lumina_core.training.objective import collate, cross_entropy, objective, z_loss
+from lumina_core.training.objective import collate, cross_entropy, nearness, objective, z_loss
+from lumina_core.training.transformer import Losses
 
 ITEMS = [([5, 6, 7], [-100, 6, 7]), ([8, 9, 1, 2], [-100, -100, 1, 2])]
 
@@ -49,3 +53,30 @@ def test_the_objective_adds_the_weighted_z_loss():
     expected = cross_entropy(s, labels) + 0.5 * z_loss(s, labels)
     assert objective(s, labels, 0.5).item() == pytest.approx(expected.item())
     assert objective(s, labels).item() == cross_entropy(s, labels).item()
+
+
+def test_a_code_is_shared_among_those_that_look_like_it():
+    codebook = torch.tensor([[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [9.0, 0.0], [9.0, 0.1]])
+    shares = nearness(codebook, 0.6)
+    assert torch.allclose(shares.sum(1), torch.ones(5))
+    assert shares[2, 2] == 1  # nothing is near it
+    assert 0.7 < shares[0, 0] < 0.9
+    assert shares[0, 0] + shares[0, 1] == pytest.approx(1)
+
+
+def test_a_prediction_of_a_code_that_looks_the_same_costs_little():
+    words = SimpleNamespace(code_ids=torch.arange(2, 7), image_start=0, image_end=0, row_end=0, grid={})
+    codebook = torch.tensor([[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [9.0, 0.0], [9.0, 0.1]])
+    losses = Losses(words, 7, 1.0, 0.0, "cpu", nearness(codebook, 0.6))
+    targets = torch.tensor([2, 2, 1])
+
+    def costs(drawn: list[int]) -> torch.Tensor:
+        scores = torch.full((3, 7), -4.0)
+        scores[range(3), drawn] = 4.0
+        entropy = F.cross_entropy(scores, targets, reduction="none")
+        return losses._shared(scores, targets, entropy)
+
+    right, near, far = costs([2, 2, 1]), costs([3, 3, 1]), costs([4, 4, 0])
+    assert right[0] < near[0] < far[0]
+    assert far[0] - near[0] > 1
+    assert right[2] == near[2] == pytest.approx(6 * 0.000335, rel=0.01)  # text is as it was
