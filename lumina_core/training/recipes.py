@@ -201,40 +201,40 @@ NANO_MGPT2 = Recipe(
     ),
     sampling={"cfg": 2.0, "temperature": 0.5, "target_size": 64},
 )
-NANO_OMNI = (
-    replace(  # as of 2.0 there is a checkpoint for text to image, and one of all tasks that began with it
-        NANO_MGPT2,
-        name="nano-mgpt2-omni",
-        more_vq_training=VQRecipe(
-            steps=400,
-            batch=16,
-            lr=7e-4,
-            sizes=MGPT2_VQ.sizes,
-            maps=MGPT2_VQ.maps,
-            map_share=0.6,
-            frozen_codes=True,
-        ),
-        examples={
-            **{pool: 2500 if pool[1] == SQUARE else 1000 for pool in MGPT2_ALL},
-            **{("text_to_image", size): 8000 if size == SQUARE else 3000 for size in (SQUARE, WIDE, TALL)},
-            ("edit_panel", SQUARE): 8000,
+# As of 2.0 itself there is a checkpoint for text to image, and one of all tasks that begins with it.
+NANO_OMNI = replace(
+    NANO_MGPT2,
+    name="nano-mgpt2-omni",
+    more_vq_training=VQRecipe(
+        steps=400,
+        batch=16,
+        lr=7e-4,
+        sizes=MGPT2_VQ.sizes,
+        maps=MGPT2_VQ.maps,
+        map_share=0.6,
+        frozen_codes=True,
+    ),
+    examples={
+        **{pool: 2500 if pool[1] == SQUARE else 1000 for pool in MGPT2_ALL},
+        **{("text_to_image", size): 8000 if size == SQUARE else 3000 for size in (SQUARE, WIDE, TALL)},
+        ("edit_panel", SQUARE): 8000,
+    },
+    words=700,
+    own_norms=True,
+    looks_back=_looking(*(h * (w + 1) - 1 for w, h in ((8, 8), (12, 8), (8, 12)))),  # at the panel above
+    training=TransformerRecipe(
+        phases=_phases((3000, MGPT2_ALL)),
+        softness=0.6,
+        guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
+    ),
+    sampling={
+        **NANO_MGPT2.sampling,
+        "tasks": {
+            **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
+            "edit": {"cfg": 1.0, "temperature": 0.0},
+            **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.3} for kind in PANEL_MAPS},
         },
-        words=700,
-        own_norms=True,
-        looks_back=_looking(*(h * (w + 1) - 1 for w, h in ((8, 8), (12, 8), (8, 12)))),  # at the panel above
-        training=TransformerRecipe(
-            phases=_phases((1400, MGPT2_ALL)),
-            guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
-        ),
-        sampling={
-            **NANO_MGPT2.sampling,
-            "tasks": {
-                **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
-                "edit": {"cfg": 1.0, "temperature": 0.0},
-                **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.3} for kind in PANEL_MAPS},
-            },
-        },
-    )
+    },
 )
 
 NANO_PURE = Recipe(
