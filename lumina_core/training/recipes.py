@@ -228,11 +228,13 @@ NANO_OMNI = replace(
         guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
     ),
     sampling={
-        **NANO_MGPT2.sampling,
+        **{"cfg": 2.0, "temperature": 0.2, "target_size": 64},
         "tasks": {
             **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
-            "edit": {"cfg": 1.0, "temperature": 0.0},
-            **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.3} for kind in PANEL_MAPS},
+            **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
+            "edit": {"cfg": 2.0, "temperature": 0.0},
+            "subject": {"cfg": 2.5, "temperature": 0.1},
+            "subject_described": {"cfg": 2.0, "temperature": 0.1},
         },
     },
 )
