@@ -123,7 +123,7 @@ def codes_in(
     """
     ratio = vocabulary.latents_per_unit / earlier.vocabulary.latents_per_unit
     shape = (len(vocabulary.code_ids), len(earlier.vocabulary.code_ids))
-    meetings = torch.zeros(shape[0] * shape[1], dtype=torch.float64)
+    meetings = torch.zeros(shape[0] * shape[1], dtype=torch.int64)
     kinds = dict(reversed(list(pools)))  # each at the size named first
     for kind, size in kinds.items():
         smaller = tuple(int(side * ratio) for side in size)
@@ -133,7 +133,7 @@ def codes_in(
             meetings += torch.bincount(here * shape[1] + there, minlength=len(meetings))
     table = meetings.view(shape)
     table[table.sum(1) == 0] = table.sum(0)  # a code that was not seen begins as the mean
-    return (table / table.sum(1, keepdim=True)).float()
+    return table / table.sum(1, keepdim=True)
 
 
 def _codes_of(vq: nn.Module, kind: str, numbers: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
