@@ -41,7 +41,9 @@ def once_more(
         less = smaller(e, transformer, sampling, pictures)
         if less is None:
             raise
-    let_go(transformer)  # outside the handler: until here the error keeps what was computed
+    empty_caches(
+        transformer_device(transformer)
+    )  # outside the handler: until here the error keeps what was computed
     return (yield from again(less))
 
 
@@ -68,8 +70,3 @@ def smaller(
         "Lumina-mGPT: %s Trying once more: %s; %s", str(e).split(". ")[0] + ".", ", ".join(ways), same
     )
     return less
-
-
-def let_go(transformer: Transformer) -> None:
-    """Gives back what the failed try left in torch's hands."""
-    empty_caches(transformer_device(transformer))

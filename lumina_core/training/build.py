@@ -132,7 +132,7 @@ def transformer_sizes(recipe: Recipe, words: str) -> dict:
         "num_hidden_layers": recipe.layers,
         "num_attention_heads": recipe.heads,
         "num_key_value_heads": recipe.heads,
-        "model_parallel_size": recipe.heads if recipe.own_norms else 1,
+        "model_parallel_size": recipe.heads if recipe.looks_back else 1,
         "max_position_embeddings": recipe.positions,
     }
 

@@ -37,15 +37,14 @@ class Recipe:
     vq_training: VQRecipe
     examples: dict[Pool, int]  # how many of each kind and size are encoded
     words: int
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    positions: int
     training: TransformerRecipe
+    hidden: int = 224  # alike in all, so that a checkpoint may start from another's transformer
+    intermediate: int = 576
+    layers: int = 5
+    heads: int = 7
+    positions: int = 1024
     sampling: Mapping = field(default_factory=dict)  # what a checkpoint this small draws best with
-    own_norms: bool = False  # every head has norms of its own for queries and keys
-    looks_back: tuple[LookBack, ...] = ()
+    looks_back: tuple[LookBack, ...] = ()  # with any, every head has norms of its own for queries and keys
     more_vq_training: VQRecipe | None = None  # of a tokenizer taken from another checkpoint
 
     @property
@@ -114,12 +113,6 @@ NANO_MGPT1 = Recipe(
         **{(kind, size): 1200 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
-    hidden=224,
-    intermediate=576,
-    layers=5,
-    heads=7,
-    positions=1024,
-    own_norms=True,
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
     looks_back=_looking(*(h * (w + 1) + 4 for w, h in ((8, 8), (10, 6), (6, 10)))),
     training=TransformerRecipe(
@@ -149,15 +142,12 @@ MGPT2_KINDS = {
     "subject_described": 0.04,
     "edit_panel": 0.2,
 }
-MGPT2_SMALL = {(kind, SQUARE): w for kind, w in MGPT2_KINDS.items()}
 MGPT2_ALL = {
-    **MGPT2_SMALL,
+    **{(kind, SQUARE): w for kind, w in MGPT2_KINDS.items()},
     **{("text_to_image", size): 0.08 for size in (WIDE, TALL)},
     **{(f"{kind}_panel", size): 0.02 for kind in PANEL_MAPS for size in (WIDE, TALL)},
     **{("edit_panel", size): 0.02 for size in (WIDE, TALL)},
 }
-
-
 MGPT2_VQ = VQRecipe(
     steps=1450,
     batch=20,
@@ -181,11 +171,6 @@ NANO_MGPT2 = Recipe(
     vq_training=MGPT2_VQ,
     examples={("text_to_image", SQUARE): 16000, ("text_to_image", WIDE): 6000, ("text_to_image", TALL): 6000},
     words=400,
-    hidden=224,
-    intermediate=576,
-    layers=5,
-    heads=7,
-    positions=1024,
     training=TransformerRecipe(
         phases=_phases(
             (1400, {("text_to_image", SQUARE): 1.0}),
@@ -220,7 +205,6 @@ NANO_OMNI = replace(
         ("edit_panel", SQUARE): 8000,
     },
     words=700,
-    own_norms=True,
     looks_back=_looking(*(h * (w + 1) - 1 for w, h in ((8, 8), (12, 8), (8, 12)))),  # at the panel above
     training=TransformerRecipe(
         phases=_phases((3000, MGPT2_ALL)),
@@ -256,12 +240,6 @@ NANO_PURE = Recipe(
     vq_training=VQRecipe(steps=2600, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.3),
     examples={("restore", SQUARE): 16000},
     words=450,
-    hidden=224,
-    intermediate=576,
-    layers=5,
-    heads=7,
-    positions=1024,
-    own_norms=True,
     # Between the picture given and the one drawn it writes how the one is spoiled and what it shows: of one, two or
     # three objects in about 18, 26 or 34 tokens, two more or less.
     looks_back=tuple(

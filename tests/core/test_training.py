@@ -89,7 +89,6 @@ def tiny_recipe(vq_steps: int, steps: int):
         intermediate=64,
         layers=1,
         heads=2,
-        own_norms=False,
         looks_back=(),
         training=TransformerRecipe(
             phases=(Phase(2, {("text_to_image", SQUARE): 1.0}), Phase(steps, SMALL)), batch=3, warmup=2

@@ -203,9 +203,7 @@ def test_judges_refuse_near_misses():
 @pytest.fixture(scope="module", params=sorted(RECIPES))
 def tiny(request, tmp_path_factory):
     """The recipe's own tokenizer and image tokenizer before training, with a transformer of one layer."""
-    recipe = replace(
-        RECIPES[request.param], hidden=32, intermediate=32, layers=1, heads=2, own_norms=False, looks_back=()
-    )
+    recipe = replace(RECIPES[request.param], hidden=32, intermediate=32, layers=1, heads=2, looks_back=())
     folder = tmp_path_factory.mktemp(recipe.name)
     words = build.tokenizer_text(recipe, folder / "tokenizer.json")
     build.export(
