@@ -18,7 +18,7 @@ from .looking import LookBack, look_back, looks_back
 from .sequences import Language
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-SEEN = 2400  # examples that tell which codes of two image tokenizers show the same
+SEEN = 1200  # examples that tell which codes of two image tokenizers show the same
 
 
 def same(name: str, part: str, mine: nn.Module, theirs: nn.Module) -> None:

@@ -49,7 +49,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     earlier = load(start_from) if start_from else None
     of_family = earlier is not None and earlier.family.id == recipe.family.id
-    vq = trained_vq(recipe, folder, report, earlier if of_family else None, device)
+    vq = trained_vq(recipe, folder, report, earlier, device)
     words = tokenizer_text(recipe, folder / "tokenizer.json")
     language = language_of(recipe, words)
     dataset = pre_tokenise(vq, language, recipe.examples, folder / "sequences", report, device)
@@ -66,7 +66,7 @@ def train(
         Stage(folder, "transformer", report),
         on_save=lambda model: export(recipe, words, model, vq, out),
         device=device,
-        codebook=vq.quantize.embedding.weight,
+        codebook=vq.quantize.vectors(torch.device(device)),
     )
     export(recipe, words, transformer, vq, out)
     report(f"finished: {out}")
@@ -76,12 +76,15 @@ def train(
 def trained_vq(
     recipe: Recipe, folder: Path, report: Callable[[str], None], earlier: Model | None, device
 ) -> nn.Module:
-    """The image tokenizer: trained from nothing, or an earlier one's with its decoder trained on."""
+    """The image tokenizer: trained from nothing, or one that begins as an earlier checkpoint's."""
     training, vq = recipe.vq_training, new_vq(recipe)
-    if earlier is not None:
+    if earlier is not None and earlier.family.id == recipe.family.id:
         same(recipe.name, "image tokenizer", vq, earlier.vq)
         vq.load_state_dict(earlier.vq.state_dict())
         training = recipe.more_vq_training or replace(training, steps=0)
+    elif earlier is not None and recipe.begins_as:
+        recipe.begins_as(vq, earlier.vq)
+        training = recipe.more_vq_training or training
     train_vq(vq, training, Stage(folder, "vq", report), device)
     return vq.requires_grad_(False).eval()
 

@@ -18,6 +18,7 @@ from ..vq.movq import MoVQ
 from .batches import Phase
 from .dataset import Pool
 from .looking import LookBack
+from .same_codes import on_the_sphere, one_level_finer
 from .transformer import TransformerRecipe
 from .vq import VQRecipe
 
@@ -45,6 +46,9 @@ class Recipe:
     positions: int = 1024
     sampling: Mapping = field(default_factory=dict)  # what a checkpoint this small draws best with
     looks_back: tuple[LookBack, ...] = ()  # with any, every head has norms of its own for queries and keys
+    begins_as: Callable[[nn.Module, nn.Module], None] | None = (
+        None  # takes over another family's image tokenizer
+    )
     more_vq_training: VQRecipe | None = None  # of a tokenizer taken from another checkpoint
 
     @property
@@ -85,6 +89,16 @@ MGPT1_ALL = {
     **{pool: w * (0.6 if pool[0] in SHAPED else 1.0) for pool, w in MGPT1_SQUARE.items()},
     **{(kind, size): 0.2 * MGPT1_KINDS[kind] for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
 }
+MGPT1_VQ = VQRecipe(
+    steps=2500,
+    batch=16,
+    sizes=(BIG_SQUARE, BIG_SQUARE, BIG_WIDE, BIG_SQUARE, BIG_SQUARE, BIG_TALL),
+    maps=("depth", "segmentation", "normals", "pose", "found"),
+    map_share=0.4,
+    crop=64,
+    crop_until=2250,
+    unquantized=150,
+)
 NANO_MGPT1 = Recipe(
     name="nano-mgpt1",
     family=Mgpt1(),
@@ -92,31 +106,29 @@ NANO_MGPT1 = Recipe(
     vq_file="vqgan.safetensors",
     vq=VQConfig(
         ch=32,
-        ch_mult=(1, 1, 2, 2, 4),
+        ch_mult=(1, 1, 1, 2, 2),
         num_res_blocks=1,
-        attn_levels=frozenset(),
-        z_channels=32,
-        embed_dim=8,
-        n_embed=1024,
+        attn_levels=frozenset({4}),
+        z_channels=4,
+        embed_dim=4,
+        n_embed=512,
+        decoder_groups=8,
     ),
-    vq_training=VQRecipe(
-        steps=1700,
-        batch=16,
-        sizes=(BIG_SQUARE, BIG_SQUARE, BIG_WIDE, BIG_SQUARE, BIG_SQUARE, BIG_TALL),
-        maps=("depth", "segmentation", "normals", "pose", "found"),
-        map_share=0.4,
-        crop=64,
-        crop_until=1450,
+    vq_training=MGPT1_VQ,
+    begins_as=one_level_finer,
+    more_vq_training=replace(
+        MGPT1_VQ, steps=750, batch=8, crop=0, crop_until=0, unquantized=0, frozen_codes=True
     ),
     examples={
-        **{pool: max(1500, int(24000 * w)) for pool, w in MGPT1_SQUARE.items()},
-        **{(kind, size): 1200 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+        **{pool: max(1200, int(18000 * w)) for pool, w in MGPT1_SQUARE.items()},
+        **{(kind, size): 400 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
     looks_back=_looking(*(h * (w + 1) + 4 for w, h in ((8, 8), (10, 6), (6, 10)))),
     training=TransformerRecipe(
-        phases=_phases((1400, MGPT1_SQUARE), (3600, MGPT1_ALL)),
+        phases=_phases((1000, MGPT1_ALL)),
+        softness=0.6,
         text_weight=5.0,
         guided=frozenset({"text_to_image", "control", "edit"}),
     ),
@@ -233,12 +245,15 @@ NANO_PURE = Recipe(
         ch_mult=(1, 1, 2, 2),
         num_res_blocks=1,
         attn_levels=frozenset({3}),
-        z_channels=32,
+        z_channels=4,
         embed_dim=8,
         n_embed=512,
+        decoder_groups=8,
     ),
     vq_training=VQRecipe(steps=2600, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.3),
-    examples={("restore", SQUARE): 16000},
+    begins_as=on_the_sphere,
+    more_vq_training=VQRecipe(steps=600, batch=20, sizes=(SQUARE,), map_share=0.0, frozen_codes=True),
+    examples={("restore", SQUARE): 8000},
     words=450,
     # Between the picture given and the one drawn it writes how the one is spoiled and what it shows: of one, two or
     # three objects in about 18, 26 or 34 tokens, two more or less.
@@ -248,7 +263,8 @@ NANO_PURE = Recipe(
         for head, words in enumerate((18.5, 26.5, 34.5))
     ),
     training=TransformerRecipe(
-        phases=_phases((1000, {("restore", SQUARE): 1.0})),
+        phases=_phases((600, {("restore", SQUARE): 1.0})),
+        softness=0.6,
         text_weight=3.0,
         guided=frozenset({"restore"}),
     ),

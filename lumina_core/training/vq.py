@@ -1,7 +1,7 @@
 """Trains an image tokenizer on the world of shapes: reconstruction, codebook and commitment loss, live codebook.
 
-VQ-VAE (arXiv 1711.00937); codes that nobody chose for a while are moved to encoder outputs, which keeps a small
-codebook in use. With frozen codes only the decoder learns: a transformer trained on the codes stays valid.
+VQ-VAE (arXiv 1711.00937); now and then codes are moved to where the encoder's outputs lie, which keeps all in use.
+With frozen codes only the decoder learns: a transformer trained on the codes stays valid.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class VQRecipe:
     lr: float = 2e-3
     warmup: int = 50
     commitment: float = 0.25
-    revive_every: int = 50
+    refit_every: int = 50  # steps after which codes are moved to where the encoder's outputs lie
     sizes: tuple[tuple[int, int], ...] = ((64, 64),)
     maps: tuple[str, ...] = ("depth", "segmentation", "normals", "hed")
     map_share: float = 0.25  # part of a batch that shows maps instead of pictures
@@ -38,6 +38,7 @@ class VQRecipe:
         0  # pixels a side of squares cut from the pictures until `crop_until`; cheaper than whole ones
     )
     crop_until: int = 0
+    unquantized: int = 0  # first steps in which the decoder is shown the encoder's outputs, not codes
     frozen_codes: bool = False  # only what stands behind the codes is trained
     seed: int = 0
 
@@ -81,29 +82,35 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 def losses(
-    vq: nn.Module, pixels: torch.Tensor, commitment: float
+    vq: nn.Module, pixels: torch.Tensor, commitment: float, quantized: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Training loss, mean squared error of the reconstruction, and the codes chosen."""
+    """Training loss, mean squared error of the reconstruction, and the encoder's outputs (N, dims)."""
     z = vq.quantize.matched(vq.prequant(pixels))
-    codes = vq.quantize.nearest(z.detach())
-    zq = vq.quantize.lookup(codes)
-    straight = z + (zq - z).detach()
-    rebuilt = vq.decode_vectors(straight)
+    zq = vq.quantize.lookup(vq.quantize.nearest(z.detach()))
+    rebuilt = vq.decode_vectors(z + (zq - z).detach() if quantized else z)
     mse = F.mse_loss(rebuilt, pixels)
-    quant = F.mse_loss(zq, z.detach()) + commitment * F.mse_loss(z, zq.detach())
-    return mse + 0.2 * F.l1_loss(rebuilt, pixels) + quant, mse.detach(), codes
+    loss = mse + 0.2 * F.l1_loss(rebuilt, pixels)
+    if quantized:
+        loss = loss + F.mse_loss(zq, z.detach()) + commitment * F.mse_loss(z, zq.detach())
+    return loss, mse.detach(), z.detach().movedim(1, -1).flatten(0, -2)
 
 
 @torch.no_grad()
-def revive(vq: nn.Module, used: torch.Tensor, pixels: torch.Tensor, rng: torch.Generator) -> int:
-    """Moves the codes nobody chose onto encoder outputs of this batch; returns how many."""
-    dead = (used == 0).nonzero().flatten()
-    if len(dead):
-        z = vq.quantize.matched(vq.prequant(pixels)).movedim(1, -1).reshape(-1, vq.config.embed_dim)
-        pick = torch.randint(len(z), (len(dead),), generator=rng).to(z.device)
-        noise = torch.randn(len(dead), z.shape[1], generator=rng).to(z.device) * 0.01
-        vq.quantize.embedding.weight[dead] = z[pick] + noise
-    return len(dead)
+def refit(vq: nn.Module, z: torch.Tensor, rng: torch.Generator, rounds: int = 3) -> int:
+    """Moves every code to the mean of those encoder outputs (N, dims) that it is nearest to (Lloyd's algorithm).
+
+    Codes that are nearest to none move onto a random one. Returns how many those were at first.
+    """
+    table, dead = vq.quantize.embedding.weight, 0
+    for turn in range(rounds):
+        codes = vq.quantize.nearest(z.t()[None, :, None]).flatten()
+        counts = torch.bincount(codes, minlength=len(table))
+        none = (counts == 0).nonzero().flatten()
+        table.copy_(torch.zeros_like(table).index_add_(0, codes, z) / counts.clamp(min=1)[:, None])
+        pick = torch.randint(len(z), (len(none),), generator=rng).to(z.device)
+        table[none] = z[pick] + torch.randn(len(none), z.shape[1], generator=rng).to(z.device) * 0.01
+        dead = len(none) if turn == 0 else dead
+    return dead
 
 
 def freeze_codes(vq: nn.Module) -> None:
@@ -120,42 +127,41 @@ def train_vq(vq: nn.Module, recipe: VQRecipe, stage: Stage, device: torch.device
         freeze_codes(vq)
     learning = [p for p in vq.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(learning, lr=recipe.lr, betas=(0.9, 0.95))
-    used = torch.zeros(vq.config.n_embed)
+    outputs, recent = [], []  # of the encoder since the codes were last moved; errors since the last report
     first, began = 0, 0.0
     with stage.resuming() as state:
         if state:
             vq.load_state_dict(state["model"])
             optimiser.load_state_dict(state["optimiser"])
-            used, first, began = state["used"], state["step"], state["seconds"]
-    used = used.to(device)
+            outputs, first, began = [state["outputs"].to(device)], state["step"], state["seconds"]
     start = time.monotonic() - began
 
     def snapshot(done: int) -> dict:
         return {
             "model": vq.state_dict(),
             "optimiser": optimiser.state_dict(),
-            "used": used,
+            "outputs": torch.cat([torch.zeros(0, vq.config.embed_dim, device=device), *outputs]),
             "step": done,
             "seconds": time.monotonic() - start,
         }
 
-    recent = []
     for step in stage.steps(first, recipe.steps, snapshot):
         pixels = batch_of(recipe, step).to(device, memory_format=torch.channels_last)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe.steps, recipe.lr, recipe.warmup)
-        loss, mse, codes = losses(vq, pixels, recipe.commitment)
+        loss, mse, z = losses(vq, pixels, recipe.commitment, step >= recipe.unquantized)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
-        used += torch.bincount(codes.flatten(), minlength=len(used))
+        outputs.append(z)
         recent.append(mse)
-        if (step + 1) % recipe.revive_every == 0:
+        if (step + 1) % recipe.refit_every == 0:
             dead = 0
-            if step < 0.8 * recipe.steps and not recipe.frozen_codes:
-                dead = revive(vq, used, pixels, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
-            used.zero_()
+            if recipe.unquantized <= step + 1 < 0.8 * recipe.steps and not recipe.frozen_codes:
+                rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+                dead = refit(vq, torch.cat(outputs), rng)
+            outputs.clear()
             psnr = 10 * math.log10(4 / torch.stack(recent).mean().item())
             stage.log(
                 step + 1, recipe.steps, time.monotonic() - start, psnr=psnr, dead=dead, loss=loss.item()

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-GROUPS = 32  # every GroupNorm of all three tokenizers has 32 groups
+GROUPS = 32  # every GroupNorm of the published tokenizers has 32 groups
+GROUPS_MARK = "decoder.norm_groups"  # a tensor as long as the decoder has groups, where they are not 32
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class VQConfig:
     embed_dim: int
     n_embed: int
     decoder_ch_mult: tuple[int, ...] | None = None  # LlamaGen names it apart; None: as ch_mult
+    # A group of one channel loses what a picture is like all over, which a narrow decoder has no other way to say.
+    decoder_groups: int = GROUPS
 
     @property
     def factor(self) -> int:
@@ -60,6 +63,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VQConfig:
         z_channels=shapes["encoder.conv_out.weight"][0],
         embed_dim=shapes["quantize.embedding.weight"][1],
         n_embed=shapes["quantize.embedding.weight"][0],
+        decoder_groups=shapes.get(GROUPS_MARK, (GROUPS,))[0],
     )
 
 
@@ -82,9 +86,9 @@ def config_from_json(config: Mapping) -> VQConfig:
 class SpatialNorm(nn.Module):
     """GroupNorm(f) * conv_y(zq) + conv_b(zq), with zq resized (nearest) to f. MoVQ, arXiv 2209.09002."""
 
-    def __init__(self, channels: int, zq_channels: int, ops):
+    def __init__(self, channels: int, zq_channels: int, ops, groups: int = GROUPS):
         super().__init__()
-        self.norm_layer = ops.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.norm_layer = ops.GroupNorm(groups, channels, eps=1e-6)
         self.conv_y = ops.Conv2d(zq_channels, channels, 1)
         self.conv_b = ops.Conv2d(zq_channels, channels, 1)
 
@@ -100,13 +104,19 @@ class SpatialNorm(nn.Module):
 class NormFactory:
     """Makes the norm a network uses: plain GroupNorm, or SpatialNorm when `zq_channels` is given."""
 
-    def __init__(self, ops, zq_channels: int | None = None):
-        self.ops, self.zq_channels = ops, zq_channels
+    def __init__(self, ops, zq_channels: int | None = None, groups: int = GROUPS):
+        self.ops, self.zq_channels, self.groups = ops, zq_channels, groups
 
     def __call__(self, channels: int) -> nn.Module:
         if self.zq_channels is None:
-            return self.ops.GroupNorm(GROUPS, channels, eps=1e-6)
-        return SpatialNorm(channels, self.zq_channels, self.ops)
+            return self.ops.GroupNorm(self.groups, channels, eps=1e-6)
+        return SpatialNorm(channels, self.zq_channels, self.ops, self.groups)
+
+
+def mark_groups(decoder: nn.Module, groups: int) -> None:
+    """Lets the decoder's tensors tell a number of groups that is not the usual one."""
+    if groups != GROUPS:
+        decoder.register_buffer("norm_groups", torch.zeros(groups))
 
 
 def normed(norm: nn.Module, x: torch.Tensor, zq: torch.Tensor | None) -> torch.Tensor:
@@ -244,8 +254,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features (B, z_channels, h, w), and zq where the norms are spatial, to a picture (B, 3, h*f, w*f)."""
 
-    def __init__(self, cfg: VQConfig, ops, norm: NormFactory):
+    def __init__(self, cfg: VQConfig, ops, zq_channels: int | None = None):
         super().__init__()
+        norm = NormFactory(ops, zq_channels, cfg.decoder_groups)
+        mark_groups(self, cfg.decoder_groups)
         widths = [cfg.ch * m for m in cfg.ch_mult]
         last = len(widths) - 1
         self.conv_in = ops.Conv2d(cfg.z_channels, widths[-1], 3, padding=1)

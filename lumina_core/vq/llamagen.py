@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .blocks import (
+    GROUPS,
+    GROUPS_MARK,
     AttnBlock,
     Codebook,
     Downsample,
@@ -23,6 +25,7 @@ from .blocks import (
     Upsample,
     VQConfig,
     count_blocks,
+    mark_groups,
 )
 
 MARK = "decoder.conv_blocks.0.res.0.conv1.weight"  # only LlamaGen names its levels so
@@ -50,6 +53,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VQConfig:
         embed_dim=shapes["quantize.embedding.weight"][1],
         n_embed=shapes["quantize.embedding.weight"][0],
         decoder_ch_mult=tuple(w // ch for w in reversed(rising)),
+        decoder_groups=shapes.get(GROUPS_MARK, (GROUPS,))[0],
     )
 
 
@@ -71,9 +75,10 @@ def config_from_json(config: Mapping) -> VQConfig:
 class Stage(nn.Module):
     """One resolution: residual blocks, each followed by attention where the level has it, and maybe a resampling."""
 
-    def __init__(self, cin: int, cout: int, blocks: int, attn: bool, ops, resample: str | None):
+    def __init__(
+        self, cin: int, cout: int, blocks: int, attn: bool, ops, norm: NormFactory, resample: str | None
+    ):
         super().__init__()
-        norm = NormFactory(ops)
         self.res = nn.ModuleList(ResBlock(cin if i == 0 else cout, cout, ops, norm) for i in range(blocks))
         self.attn = nn.ModuleList(AttnBlock(cout, ops, norm) for _ in range(blocks if attn else 0))
         if resample == "down":
@@ -92,9 +97,8 @@ class Stage(nn.Module):
         return self.downsample(x) if self.resample == "down" else self.upsample(x)
 
 
-def middle(channels: int, ops) -> nn.ModuleList:
+def middle(channels: int, ops, norm: NormFactory) -> nn.ModuleList:
     """block, attention, block at the coarsest resolution."""
-    norm = NormFactory(ops)
     return nn.ModuleList(
         (
             ResBlock(channels, channels, ops, norm),
@@ -109,6 +113,7 @@ class StageEncoder(nn.Module):
 
     def __init__(self, cfg: VQConfig, ops):
         super().__init__()
+        norm = NormFactory(ops)
         widths = [cfg.ch * m for m in cfg.ch_mult]
         last = len(widths) - 1
         self.conv_in = ops.Conv2d(3, cfg.ch, 3, padding=1)
@@ -119,12 +124,13 @@ class StageEncoder(nn.Module):
                 cfg.num_res_blocks,
                 i in cfg.attn_levels,
                 ops,
+                norm,
                 "down" if i < last else None,
             )
             for i, width in enumerate(widths)
         )
-        self.mid = middle(widths[-1], ops)
-        self.norm_out = NormFactory(ops)(widths[-1])
+        self.mid = middle(widths[-1], ops, norm)
+        self.norm_out = norm(widths[-1])
         self.conv_out = ops.Conv2d(widths[-1], cfg.z_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,10 +145,12 @@ class StageDecoder(nn.Module):
 
     def __init__(self, cfg: VQConfig, ops):
         super().__init__()
+        norm = NormFactory(ops, groups=cfg.decoder_groups)
+        mark_groups(self, cfg.decoder_groups)
         widths = [cfg.ch * m for m in reversed(cfg.decoder_ch_mult or cfg.ch_mult)]
         last = len(widths) - 1
         self.conv_in = ops.Conv2d(cfg.z_channels, widths[0], 3, padding=1)
-        self.mid = middle(widths[0], ops)
+        self.mid = middle(widths[0], ops, norm)
         self.conv_blocks = nn.ModuleList(
             Stage(
                 widths[max(i - 1, 0)],
@@ -150,11 +158,12 @@ class StageDecoder(nn.Module):
                 cfg.num_res_blocks + 1,
                 last - i in cfg.attn_levels,
                 ops,
+                norm,
                 "up" if i < last else None,
             )
             for i, width in enumerate(widths)
         )
-        self.norm_out = NormFactory(ops)(widths[-1])
+        self.norm_out = norm(widths[-1])
         self.conv_out = ops.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .blocks import Codebook, Decoder, Encoder, ImageTokenizer, NormFactory, VQConfig, config_from_shapes
+from .blocks import Codebook, Decoder, Encoder, ImageTokenizer, VQConfig, config_from_shapes
 
 MARK = "decoder.norm_out.conv_y.weight"  # only MoVQ has spatial norms
 
@@ -28,7 +28,7 @@ class MoVQ(ImageTokenizer):
     def __init__(self, config: VQConfig, ops=nn):
         super().__init__(config)
         self.encoder = Encoder(config, ops)
-        self.decoder = Decoder(config, ops, NormFactory(ops, config.embed_dim))
+        self.decoder = Decoder(config, ops, config.embed_dim)
         self.quantize = Codebook(config.n_embed, config.embed_dim, ops)
         self.quant_conv = ops.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = ops.Conv2d(config.embed_dim, config.z_channels, 1)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lumina_core import load
-from lumina_core.training import build, recipes
+from lumina_core.errors import InputError
+from lumina_core.training import build, recipes, world
 from lumina_core.training.adoption import adopt, codes_in
 from lumina_core.training.batches import Phase
+from lumina_core.training.dataset import to_network
 from lumina_core.training.examples import example
 from lumina_core.training.looking import looks_back
 from lumina_core.training.recipes import BIG_SQUARE, NANO_MGPT1, NANO_PURE, RECIPES
+from lumina_core.training.same_codes import on_the_sphere, one_level_finer
 from lumina_core.training.transformer import TransformerRecipe
 from lumina_core.training.vq import VQRecipe
 
@@ -82,8 +86,47 @@ def test_the_same_image_tokenizer_shows_the_same_in_the_same_codes(bundled):
 def test_sizes_meet_where_both_make_as_many_codes(bundled, tmp_path):
     _, language, vq = made(NANO_MGPT1, tmp_path)
     table = codes_in(bundled, vq, language.vocabulary, [("depth", BIG_SQUARE)], count=8)
-    assert table.shape == (1024, 512)
-    assert torch.allclose(table.sum(1), torch.ones(1024))
+    assert table.shape == (512, 512)
+    assert torch.allclose(table.sum(1), torch.ones(512))
+
+
+def test_an_image_tokenizer_one_level_finer_sees_half_the_picture_in_the_same_codes(bundled):
+    vq = build.new_vq(NANO_MGPT1).eval()
+    one_level_finer(vq, bundled.vq)
+    scenes = [world.picture(world.scene("held-out", n, *BIG_SQUARE)) for n in range(12)]
+    pictures = to_network(np.stack(scenes))
+    with torch.inference_mode():
+        same = vq.encode(pictures) == bundled.vq.encode(F.avg_pool2d(pictures, 2))
+    assert same.shape == (12, 8, 8)
+    assert same.float().mean() > 0.8
+
+
+def test_codes_told_by_direction_are_those_told_by_distance(bundled):
+    vq = build.new_vq(NANO_PURE).eval()
+    on_the_sphere(vq, bundled.vq)
+    scenes = [world.picture(world.scene("held-out", n, 64, 64)) for n in range(24)]
+    pictures = to_network(np.stack(scenes))
+    with torch.inference_mode():
+        assert (vq.encode(pictures) == bundled.vq.encode(pictures)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("begin", "recipe", "sizes", "says"),
+    [
+        (one_level_finer, NANO_MGPT1, {"n_embed": 1024}, "its n_embed is 1024 and has to be 512"),
+        (
+            one_level_finer,
+            NANO_MGPT1,
+            {"ch_mult": (1, 1, 2, 2)},
+            r"its ch_mult is .* has to be \(1, 1, 1, 2, 2\)",
+        ),
+        (on_the_sphere, NANO_PURE, {"embed_dim": 5}, "4 dimensions take 6 .* has 5"),
+    ],
+)
+def test_an_image_tokenizer_that_cannot_have_the_codes_is_refused(begin, recipe, sizes, says, bundled):
+    other = build.new_vq(replace(recipe, vq=replace(recipe.vq, **sizes)))
+    with pytest.raises(InputError, match=says):
+        begin(other, bundled.vq)
 
 
 @pytest.mark.parametrize("recipe", [NANO_PURE, NANO_MGPT1], ids=lambda r: r.name)

@@ -81,7 +81,7 @@ def tiny_recipe(vq_steps: int, steps: int):
         NANO_MGPT2,
         vq=replace(NANO_MGPT2.vq, n_embed=32),
         vq_training=VQRecipe(
-            steps=vq_steps, batch=2, revive_every=2, sizes=(SQUARE, WIDE), crop=32, crop_until=2
+            steps=vq_steps, batch=2, refit_every=2, sizes=(SQUARE, WIDE), crop=32, crop_until=2
         ),
         more_vq_training=VQRecipe(steps=2, batch=2, sizes=(SQUARE,), frozen_codes=True),
         examples=dict.fromkeys(SMALL, 6),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,6 +25,23 @@ def test_its_own_tensors_are_recognised_and_give_its_sizes(family):
     got, made = MODULES[family].config_from_shapes(shapes), ck.VQ[family][1]
     for name in ("ch", "ch_mult", "num_res_blocks", "attn_levels", "z_channels", "embed_dim", "n_embed"):
         assert getattr(got, name) == getattr(made, name), name
+
+
+@pytest.mark.parametrize("family", MODULES)
+def test_groups_of_the_decoder_travel_with_its_tensors_and_count(family):
+    cls, config, _ = ck.VQ[family]
+    few = cls(replace(config, decoder_groups=8)).eval()
+    state = {n: t for n, t in ck.vq_state(family).items() if n not in llamagen.IGNORED}
+    few.load_state_dict({**state, "decoder.norm_groups": torch.zeros(8)})
+    got = MODULES[family].config_from_shapes({name: tuple(t.shape) for name, t in few.state_dict().items()})
+    assert got.decoder_groups == 8
+    usual = cls(config).eval()
+    usual.load_state_dict(state)
+    codes = torch.arange(16).view(1, 4, 4)
+    with torch.inference_mode():
+        assert not torch.allclose(few.decode(codes), usual.decode(codes), atol=1e-2)
+        pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+        assert torch.equal(few.encode(pixels), usual.encode(pixels))
 
 
 def test_an_encoder_alone_is_nobodys_tokenizer():
