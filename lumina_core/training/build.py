@@ -54,7 +54,8 @@ def train(
     language = language_of(recipe, words)
     dataset = pre_tokenise(vq, language, recipe.examples, folder / "sequences", report, device)
     transformer = new_transformer(recipe, words)
-    if earlier is not None:
+    stage = Stage(folder, "transformer", report)
+    if earlier is not None and not stage.state_file.exists():
         codes = None if of_family else codes_in(earlier, vq, language.vocabulary, recipe.examples)
         adopt(transformer, language, earlier, recipe.looks_back, codes)
     out = folder / recipe.name
@@ -63,7 +64,7 @@ def train(
         recipe.training,
         dataset,
         language,
-        Stage(folder, "transformer", report),
+        stage,
         on_save=lambda model: export(recipe, words, model, vq, out),
         device=device,
         codebook=vq.quantize.vectors(torch.device(device)),

@@ -127,7 +127,7 @@ NANO_MGPT1 = Recipe(
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
     looks_back=_looking(*(h * (w + 1) + 4 for w, h in ((8, 8), (10, 6), (6, 10)))),
     training=TransformerRecipe(
-        phases=_phases((1000, MGPT1_ALL)),
+        phases=_phases((1200, MGPT1_ALL)),
         softness=0.6,
         text_weight=5.0,
         guided=frozenset({"text_to_image", "control", "edit"}),
@@ -263,7 +263,7 @@ NANO_PURE = Recipe(
         for head, words in enumerate((18.5, 26.5, 34.5))
     ),
     training=TransformerRecipe(
-        phases=_phases((600, {("restore", SQUARE): 1.0})),
+        phases=_phases((550, {("restore", SQUARE): 1.0})),
         softness=0.6,
         text_weight=3.0,
         guided=frozenset({"restore"}),
