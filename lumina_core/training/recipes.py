@@ -133,13 +133,13 @@ NANO_MGPT1 = Recipe(
         guided=frozenset({"text_to_image", "control", "edit"}),
     ),
     sampling={
-        **{"cfg": 2.0, "temperature": 0.5, "target_size": 128},
+        **{"cfg": 2.0, "temperature": 0.2, "target_size": 128},
         "tasks": {
             **{
-                t: {"cfg": 1.0, "temperature": 0.0} for t in ("depth", "segment", "normals", "pose", "detect")
+                t: {"cfg": 1.0, "temperature": 0.0}
+                for t in ("depth", "segment", "normals", "pose", "detect", "control", "describe", "chat")
             },
-            **{t: {"cfg": 1.0, "temperature": 0.0} for t in ("edit", "describe", "chat")},
-            "control": {"cfg": 1.0, "temperature": 0.3},
+            "edit": {"cfg": 2.0, "temperature": 0.0},
         },
     },
 )
