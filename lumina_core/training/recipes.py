@@ -109,15 +109,15 @@ NANO_MGPT1 = Recipe(
         ch_mult=(1, 1, 1, 2, 2),
         num_res_blocks=1,
         attn_levels=frozenset({4}),
-        z_channels=4,
-        embed_dim=4,
+        z_channels=64,
+        embed_dim=64,
         n_embed=512,
         decoder_groups=8,
     ),
     vq_training=MGPT1_VQ,
     begins_as=one_level_finer,
     more_vq_training=replace(
-        MGPT1_VQ, steps=750, batch=8, crop=0, crop_until=0, unquantized=0, frozen_codes=True
+        MGPT1_VQ, steps=2500, batch=8, crop=0, crop_until=0, unquantized=0, frozen_codes=True
     ),
     examples={
         **{pool: max(1200, int(18000 * w)) for pool, w in MGPT1_SQUARE.items()},
@@ -245,14 +245,14 @@ NANO_PURE = Recipe(
         ch_mult=(1, 1, 2, 2),
         num_res_blocks=1,
         attn_levels=frozenset({3}),
-        z_channels=4,
-        embed_dim=8,
+        z_channels=64,
+        embed_dim=66,
         n_embed=512,
         decoder_groups=8,
     ),
     vq_training=VQRecipe(steps=2600, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.3),
     begins_as=on_the_sphere,
-    more_vq_training=VQRecipe(steps=600, batch=20, sizes=(SQUARE,), map_share=0.0, frozen_codes=True),
+    more_vq_training=VQRecipe(steps=1500, batch=20, sizes=(SQUARE,), map_share=0.0, frozen_codes=True),
     examples={("restore", SQUARE): 8000},
     words=450,
     # Between the picture given and the one drawn it writes how the one is spoiled and what it shows: of one, two or
@@ -263,7 +263,7 @@ NANO_PURE = Recipe(
         for head, words in enumerate((18.5, 26.5, 34.5))
     ),
     training=TransformerRecipe(
-        phases=_phases((550, {("restore", SQUARE): 1.0})),
+        phases=_phases((300, {("restore", SQUARE): 1.0})),
         softness=0.6,
         text_weight=3.0,
         guided=frozenset({"restore"}),

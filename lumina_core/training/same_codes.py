@@ -6,12 +6,14 @@ The codes and the encoder are taken over; the decoder is left as it is and has t
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
 from ..vq.blocks import VQConfig
 
 ALIKE = ("ch", "num_res_blocks", "n_embed")
+LENGTH = 0.05  # of what only the decoder sees of a code: far less than the codes lie apart
 
 
 def _hold(mine: VQConfig, earlier: VQConfig, wanted: dict) -> None:
@@ -31,14 +33,37 @@ def one_level_finer(vq: nn.Module, earlier: nn.Module) -> None:
     The earlier finest level becomes the second; before it stands one that shrinks.
     """
     old = earlier.config
-    wanted = {"ch_mult": (1, *old.ch_mult), "z_channels": old.z_channels, "embed_dim": old.embed_dim}
-    _hold(vq.config, old, {**wanted, "attn_levels": frozenset(level + 1 for level in old.attn_levels)})
+    wanted = {"ch_mult": (1, *old.ch_mult), "attn_levels": frozenset(level + 1 for level in old.attn_levels)}
+    _hold(vq.config, old, wanted)
     mine, theirs = vq.encoder, earlier.encoder
-    pairs = [(getattr(mine, name), getattr(theirs, name)) for name in ("mid", "norm_out", "conv_out")]
-    pairs += [(getattr(vq, name), getattr(earlier, name)) for name in ("quant_conv", "quantize")]
+    pairs = [(getattr(mine, name), getattr(theirs, name)) for name in ("mid", "norm_out")]
     for part, other in (*pairs, *zip(mine.down[1:], theirs.down, strict=True)):
         part.load_state_dict(other.state_dict())
     _shrink(mine, theirs.conv_in)
+    _take_codes(vq, earlier, earlier.quantize.embedding.weight)
+
+
+def _take_codes(vq: nn.Module, earlier: nn.Module, codes: torch.Tensor) -> None:
+    """Gives `vq` the earlier encoder's output and the table `codes` (codes, dims).
+
+    What dimensions there are besides hold a mark of each code, which tells the decoder at once which it is. The encoder
+    puts out 0 there and all marks are of one length, so it is not decided by them which code is nearest.
+    """
+    taken, dims = codes.shape[1], vq.config.embed_dim
+    if dims < taken:
+        raise InputError(
+            f"--start-from: the earlier image tokenizer's codes take {taken} dimensions; this one's have {dims}."
+        )
+    for mine, theirs in (
+        (vq.encoder.conv_out, earlier.encoder.conv_out),
+        (vq.quant_conv, earlier.quant_conv),
+    ):
+        wide, deep = theirs.weight.shape[:2]
+        for tensor in (mine.weight, mine.bias):
+            tensor.zero_()
+        mine.weight[:wide, :deep], mine.bias[:wide] = theirs.weight, theirs.bias
+    marks = torch.randn(len(codes), dims - taken, generator=torch.Generator().manual_seed(0))
+    vq.quantize.embedding.weight.copy_(torch.cat([codes, LENGTH * F.normalize(marks)], 1))
 
 
 def _shrink(encoder: nn.Module, conv_in: nn.Conv2d) -> None:
@@ -76,27 +101,16 @@ def on_the_sphere(vq: nn.Module, earlier: nn.Module) -> None:
     rest chosen so that all of these are of one length, it is the one in the direction most alike.
     """
     old = earlier.config
-    wanted = {"ch_mult": old.ch_mult, "attn_levels": old.attn_levels, "z_channels": old.z_channels}
-    _hold(vq.config, old, wanted)
-    dims = old.embed_dim
-    if vq.config.embed_dim < dims + 2:
-        raise InputError(
-            f"--start-from: codes of {dims} dimensions take {dims + 2} on the sphere; the image tokenizer has "
-            f"{vq.config.embed_dim}."
-        )
+    _hold(vq.config, old, {"ch_mult": old.ch_mult, "attn_levels": old.attn_levels})
     mine, theirs = vq.encoder, earlier.encoder
-    for name in ("conv_in", "norm_out", "conv_out"):
+    for name in ("conv_in", "norm_out"):
         getattr(mine, name).load_state_dict(getattr(theirs, name).state_dict())
     for stage, level in zip(mine.conv_blocks, theirs.down, strict=True):
         stage.load_state_dict({k.replace("block.", "res.", 1): v for k, v in level.state_dict().items()})
     for part, name in zip(mine.mid, ("block_1", "attn_1", "block_2"), strict=True):
         part.load_state_dict(getattr(theirs.mid, name).state_dict())
-    conv, table = vq.quant_conv, vq.quantize.embedding.weight
-    for tensor in (conv.weight, conv.bias, table):
-        tensor.zero_()
-    conv.weight[:dims], conv.bias[:dims] = earlier.quant_conv.weight, earlier.quant_conv.bias
-    conv.bias[dims] = 1.0
     codes = earlier.quantize.embedding.weight
-    half = codes.square().sum(1) / 2
+    half = codes.square().sum(1, keepdim=True) / 2
     length = 2 * half + half.square()
-    table[:, :dims], table[:, dims], table[:, dims + 1] = codes, -half, (length.max() - length).sqrt()
+    _take_codes(vq, earlier, torch.cat([codes, -half, (length.max() - length).sqrt()], 1))
+    vq.quant_conv.bias[old.embed_dim] = 1.0

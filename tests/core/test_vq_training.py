@@ -38,7 +38,7 @@ def test_without_codes_the_decoder_sees_the_encoders_outputs_and_no_code_learns(
     loss.backward()
     assert vq.quantize.embedding.weight.grad is None
     assert vq.encoder.conv_in.weight.grad.abs().sum() > 0
-    assert z.shape == (2 * 4 * 4, 4)  # crops of 64 pixels a side
+    assert z.shape == (2 * 4 * 4, 64)  # crops of 64 pixels a side
     with torch.no_grad():
         rebuilt = vq.decode_vectors(vq.prequant(pixels))
     assert torch.allclose(mse, (rebuilt - pixels).square().mean(), atol=1e-5)
