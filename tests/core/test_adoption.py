@@ -154,7 +154,7 @@ def test_another_family_takes_words_layers_and_roles(recipe, bundled, tmp_path):
 def test_training_goes_on_from_another_family(bundled, tmp_path, monkeypatch):
     recipe = replace(
         NANO_PURE,
-        vq_training=VQRecipe(steps=2, batch=2, map_share=0.0),
+        more_vq_training=VQRecipe(steps=2, batch=2, map_share=0.0, frozen_codes=True),
         training=TransformerRecipe(phases=(Phase(2, {("restore", (64, 64)): 1.0}),), batch=2),
         examples={("restore", (64, 64)): 4},
     )

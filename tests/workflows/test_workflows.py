@@ -14,7 +14,15 @@ FROZEN = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 CORE = {
-    *("ImageBlur", "ImageCompositeMasked", "ImageScale", "ImageScaleBy", "ImageStitch", "LoadImage"),
+    *(
+        "GrowMask",
+        "ImageBlur",
+        "ImageCompositeMasked",
+        "ImageScale",
+        "ImageScaleBy",
+        "ImageStitch",
+        "LoadImage",
+    ),
     *("MarkdownNote", "MaskComposite", "MaskToImage", "PreviewAny", "PreviewImage", "SaveImage", "SolidMask"),
 }
 TITLE = 30  # pixels above a node's position that its title takes
