@@ -13,6 +13,7 @@ from ..unirep import UNIT
 
 LARGEST = 1 << 15  # pixels a side that a configuration may name
 NANO = Path(__file__).parent.parent / "nano"
+FIRST = "nano-mgpt2"  # stands first in menus, so it is what a new node begins with
 TEMPLATES = {"mgpt1": MGPT1, "mgpt2": MGPT2, "pure": PURE}
 # What the released checkpoints can do that are no Omni ones: tasks that begin so.
 PLAIN = {"mgpt1": ("text_to_image", "describe", "chat"), "mgpt2": ("text_to_image", "pair_")}
@@ -20,8 +21,9 @@ COMPLETE = {"mgpt1": "Lumina-mGPT-7B-768-Omni", "mgpt2": "Lumina-mGPT-2.0-Omni",
 
 
 def bundled() -> dict[str, Path]:
-    """The checkpoints that ship inside, by name."""
-    return {p.parent.name: p.parent for p in sorted(NANO.glob("*/config.json"))}
+    """The checkpoints that ship inside, by name; the one to begin with is the first."""
+    folders = sorted(p.parent for p in NANO.glob("*/config.json"))
+    return {folder.name: folder for folder in sorted(folders, key=lambda folder: folder.name != FIRST)}
 
 
 def tasks_of(family: str, name: str, config: Mapping) -> tuple[tuple[str, ...], str]:
