@@ -41,9 +41,8 @@ def once_more(
         less = smaller(e, transformer, sampling, pictures)
         if less is None:
             raise
-    empty_caches(
-        transformer_device(transformer)
-    )  # outside the handler: until here the error keeps what was computed
+    # Outside the handler: until here the error keeps what was computed.
+    empty_caches(transformer_device(transformer))
     return (yield from again(less))
 
 

@@ -46,9 +46,7 @@ class Recipe:
     positions: int = 1024
     sampling: Mapping = field(default_factory=dict)  # what a checkpoint this small draws best with
     looks_back: tuple[LookBack, ...] = ()  # with any, every head has norms of its own for queries and keys
-    begins_as: Callable[[nn.Module, nn.Module], None] | None = (
-        None  # takes over another family's image tokenizer
-    )
+    begins_as: Callable[[nn.Module, nn.Module], None] | None = None  # takes over another family's codes
     more_vq_training: VQRecipe | None = None  # of a tokenizer taken from another checkpoint
 
     @property
@@ -116,9 +114,7 @@ NANO_MGPT1 = Recipe(
     ),
     vq_training=MGPT1_VQ,
     begins_as=one_level_finer,
-    more_vq_training=replace(
-        MGPT1_VQ, steps=2500, batch=8, crop=0, crop_until=0, unquantized=0, frozen_codes=True
-    ),
+    more_vq_training=replace(MGPT1_VQ, batch=8, crop=0, crop_until=0, unquantized=0, frozen_codes=True),
     examples={
         **{pool: max(1200, int(18000 * w)) for pool, w in MGPT1_SQUARE.items()},
         **{(kind, size): 400 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
