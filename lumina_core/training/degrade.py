@@ -33,7 +33,7 @@ class Degradation:
 
     @property
     def words(self) -> str:
-        return CLEAN if self.kind == CLEAN else f"{self.level} {self.kind}"
+        return "not visible" if self.kind == CLEAN else f"{self.level} {self.kind}"
 
 
 def draw(rng: np.random.Generator) -> Degradation:

@@ -147,7 +147,7 @@ def _chat(double: bool) -> Maker:
 @_maker("restore")
 def _restore(s: world.Scene, rng: np.random.Generator) -> Example:
     d, clean = degrade.draw(rng), world.picture(s)
-    words = degrade.answer(d, questions.describe(s))
+    words = degrade.answer(d, questions.content(s))
     return Example(
         *("restore", "", _size(s), s, (degrade.spoil(clean, d, rng),)),
         answer=words + IMAGE,

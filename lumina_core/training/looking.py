@@ -19,15 +19,11 @@ CONTENT = 0.25  # how much such a head still sees of the tokens themselves
 
 @dataclass(frozen=True)
 class LookBack:
-    """A head and how far back it looks, in tokens from the one before the token that is drawn.
-
-    Where the distance is not always the same, `width` is about how many tokens to either side are seen as well.
-    """
+    """A head and how far back it looks, in tokens from the one before the token that is drawn."""
 
     layer: int
     head: int
-    distance: float
-    width: int = 0
+    distance: int
 
 
 @torch.no_grad()
@@ -41,8 +37,7 @@ def look_back(model: Transformer, look: LookBack) -> None:
     half = model.config.head_dim // 2
     speed = model.config.rope_theta ** (-torch.arange(half) / half)
     strength = torch.where(speed < SLOWEST, 0.0, SHARP)
-    fastest = int((speed * look.width > 1).sum())
-    strength[:fastest], strength[fastest : fastest + 2] = 0.0, SHARPEST
+    strength[:2] = SHARPEST
     turn = -speed * look.distance
     query = torch.cat([strength * turn.cos(), strength * turn.sin()])
     key = torch.cat([strength, torch.zeros(half)])

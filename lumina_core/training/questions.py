@@ -16,8 +16,24 @@ Turns = tuple[str, ...]  # question, answer, question, answer ...
 
 def describe(s: world.Scene) -> str:
     """The caption of a scene in a fixed order: objects from top left to bottom right, sizes unsaid."""
-    order = sorted(s.objects, key=lambda o: list(world.PLACES).index(o.place))
-    return world.caption(replace(s, objects=tuple(order), says_size=(False,) * len(order)))
+    order = _in_order(s)
+    return world.caption(replace(s, objects=order, says_size=(False,) * len(order)))
+
+
+def content(s: world.Scene) -> str:
+    """What a scene shows, without where: "a red square and a blue circle, white background".
+
+    It takes as many tokens for any scene of as many objects.
+    """
+    return f"{world.listed([_named(o) for o in _in_order(s)])}, {s.ground} background"
+
+
+def _in_order(s: world.Scene) -> tuple[world.Object, ...]:
+    return tuple(sorted(s.objects, key=lambda o: list(world.PLACES).index(o.place)))
+
+
+def _named(o: world.Object) -> str:
+    return f"{article(o.colour)} {o.colour} {o.shape}"
 
 
 def _count(s: world.Scene, rng: np.random.Generator) -> Turns:
@@ -38,7 +54,7 @@ def _colour(s: world.Scene, rng: np.random.Generator) -> Turns:
 
 def _at_place(s: world.Scene, rng: np.random.Generator) -> Turns:
     o = _one(s, rng)
-    return f"What is {o.place}?", f"{article(o.colour)} {o.colour} {o.shape}"
+    return f"What is {o.place}?", _named(o)
 
 
 def _ground(s: world.Scene, rng: np.random.Generator) -> Turns:
@@ -53,7 +69,7 @@ def _shows(s: world.Scene, rng: np.random.Generator) -> Turns:
     if not true:
         o = _wrong(s, o, rng)
     place = f" {o.place}" if rng.random() < 0.3 else ""
-    return f"Does the picture show {article(o.colour)} {o.colour} {o.shape}{place}?", "yes" if true else "no"
+    return f"Does the picture show {_named(o)}{place}?", "yes" if true else "no"
 
 
 def _shows_all(s: world.Scene, o: world.Object, true: bool, rng: np.random.Generator) -> Turns:

@@ -249,17 +249,17 @@ NANO_PURE = Recipe(
     vq_training=VQRecipe(steps=2600, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.3),
     begins_as=on_the_sphere,
     more_vq_training=VQRecipe(steps=1500, batch=20, sizes=(SQUARE,), map_share=0.0, frozen_codes=True),
-    examples={("restore", SQUARE): 8000},
+    examples={("restore", SQUARE): 12000},
     words=450,
-    # Between the picture given and the one drawn it writes how the one is spoiled and what it shows: of one, two or
-    # three objects in about 18, 26 or 34 tokens, two more or less.
+    # Between the picture given and the one drawn stand the words on how the one is spoiled and what it shows, of one,
+    # two or three objects in 15, 19 or 23 tokens.
     looks_back=tuple(
-        LookBack(layer, head, 8 * 9 + 4 + words, width=2)
-        for layer in (1, 2)
-        for head, words in enumerate((18.5, 26.5, 34.5))
+        LookBack(layer, head, 8 * 9 + 4 + words)
+        for layer in (0, 1, 2)
+        for head, words in enumerate((15, 19, 23))
     ),
     training=TransformerRecipe(
-        phases=_phases((300, {("restore", SQUARE): 1.0})),
+        phases=_phases((2000, {("restore", SQUARE): 1.0})),
         softness=0.6,
         text_weight=3.0,
         guided=frozenset({"restore"}),

@@ -53,13 +53,19 @@ def attention_of(model, tokens, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "square"),
-    [("nano-mgpt2-omni", "depth_panel", (64, 64)), ("nano-mgpt1", "depth", BIG_SQUARE)],
+    ("name", "kind", "square", "number"),
+    [
+        ("nano-mgpt2-omni", "depth_panel", (64, 64), 0),
+        ("nano-mgpt1", "depth", BIG_SQUARE, 0),
+        *(
+            ("nano-pure", "restore", (64, 64), n) for n in (5, 0, 10)
+        ),  # one, two and three objects to name between
+    ],
 )
-def test_heads_look_at_the_same_place_of_the_picture_given(name, kind, square, tmp_path, monkeypatch):
+def test_heads_look_at_the_same_place_of_the_picture_given(name, kind, square, number, tmp_path, monkeypatch):
     recipe = RECIPES[name]
     model, language, _ = made(recipe, tmp_path)
-    e = example(kind, "train", 0, square)
+    e = example(kind, "train", number, square)
     rng = torch.Generator().manual_seed(0)
     codes = [torch.randint(recipe.vq.n_embed, (8, 8), generator=rng) for _ in range(2)]
     tokens, _ = language.sequence(e, codes[:1], codes if len(e.drawn) == 2 else codes[1:])
