@@ -2,7 +2,7 @@
 
 As in real-world super-resolution (Real-ESRGAN, arXiv 2107.10833) every spoiled picture went through the whole chain,
 blur, half the resolution, noise, compression, and was enlarged again. One of the defects is strong; it is the named
-one.
+one. At their heaviest, shapes and colours can still be told.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LEVELS = ("light", "heavy")
 CLEAN = "none"
 SHRINK = 2  # how many times smaller the picture was
 RANGES = {  # kind -> its strength where it is not the named one, and at each level where it is
-    "blur": {"": (0.3, 0.6), "light": (1.8, 2.4), "heavy": (3.6, 4.6)},  # radius, pixels of a picture of 64
-    "noise": {"": (3, 6), "light": (28, 38), "heavy": (70, 90)},  # deviation, of 255
-    "compression": {"": (70, 85), "light": (6, 10), "heavy": (1, 3)},  # JPEG quality
+    "blur": {"": (0.3, 0.6), "light": (1.8, 2.4), "heavy": (3.4, 4.2)},  # radius, pixels of a picture of 64
+    "noise": {"": (3, 6), "light": (28, 38), "heavy": (60, 80)},  # deviation, of 255
+    "compression": {"": (70, 85), "light": (8, 12), "heavy": (2, 4)},  # JPEG quality
 }
 KINDS = tuple(RANGES)
 
@@ -56,7 +56,7 @@ def spoil(picture: np.ndarray, d: Degradation, rng: np.random.Generator) -> np.n
     small = np.asarray(soft.resize([max(1, n // SHRINK) for n in image.size], Image.Resampling.BOX))
     noisy = (small + rng.normal(0, deviation, small.shape)).clip(0, 255).astype(np.uint8)
     out = io.BytesIO()
-    Image.fromarray(noisy).save(out, "JPEG", quality=round(quality))
+    Image.fromarray(noisy).save(out, "JPEG", quality=round(quality), subsampling=0)
     return np.asarray(Image.open(out).convert("RGB").resize(image.size, Image.Resampling.BICUBIC))
 
 

@@ -21,11 +21,9 @@ def describe(s: world.Scene) -> str:
 
 
 def content(s: world.Scene) -> str:
-    """What a scene shows, without where: "a red square and a blue circle, white background".
-
-    It takes as many tokens for any scene of as many objects.
-    """
-    return f"{world.listed([_named(o) for o in _in_order(s)])}, {s.ground} background"
+    """A scene in as many tokens whatever it shows: "two shapes, first a red circle, white background"."""
+    number, first = len(s.objects), _in_order(s)[0]
+    return f"{NUMBERS[number]} shape{'s' * (number > 1)}, first {_named(first)}, {s.ground} background"
 
 
 def _in_order(s: world.Scene) -> tuple[world.Object, ...]:

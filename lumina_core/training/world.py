@@ -7,7 +7,6 @@ caption, and its depth, segmentation, normals, boxes and edges. Scene number n o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,12 +110,8 @@ def caption(s: Scene) -> str:
     for o, says_size in zip(s.objects, s.says_size, strict=True):
         words = f"{o.size} {o.colour} {o.shape}" if says_size else f"{o.colour} {o.shape}"
         names.append(f"{'an' if words[0] in 'aeiou' else 'a'} {words} {o.place}")
-    return f"{listed(names)}, {s.ground} background"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a row: "a, b and c"."""
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    return f"{listed}, {s.ground} background"
 
 
 def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
