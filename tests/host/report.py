@@ -74,6 +74,7 @@ ROWS: dict[
     "decoding": ("Cancel to idle: VQ decoding", longest),
     "downloading": ("Cancel to idle: download", longest),
     "memory": ("memory before a load → loaded → after `/free`", memory),
+    "bundled memory": ("the same with a bundled checkpoint", memory),
     "cancelled": ("memory over 20 runs cancelled at random", grown),
     "previews": ("previews per picture", previews),
     "reloads": ("reloads on the second run", lambda values: str(sum(values))),
