@@ -44,6 +44,15 @@ def test_held_out_captions_are_drawn_as_told(model):
     assert shape.value >= SHAPES.get(model.name, 0.65)
 
 
+def test_restored_pictures_are_nearer_to_the_truth_than_enlarged_ones():
+    """On degradations it was not trained on; near the model card."""
+    model = load("nano-pure")
+    gain, named, content = evaluate(model, [("restore", (64, 64))], 40, partial(settings, model))
+    assert gain.value >= 2.0
+    assert named.value >= 0.75
+    assert content.value >= 0.6
+
+
 def test_the_image_tokenizer_keeps_pictures(model):
     seen = evaluate_tokenizer(model, RECIPES[model.name].sizes, pictures=24)
     assert seen.psnr > 24
