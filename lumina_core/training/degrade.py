@@ -33,6 +33,7 @@ class Degradation:
 
     @property
     def words(self) -> str:
+        """Two words in any case: what is written about a picture takes as many tokens for all."""
         return "not visible" if self.kind == CLEAN else f"{self.level} {self.kind}"
 
 
