@@ -171,9 +171,8 @@ def from_tensor(images: torch.Tensor) -> list[Image.Image]:
         raise InputError(
             f"The image has shape {tuple(images.shape)}; (batch, height, width, 1, 3 or 4) is expected."
         )
-    return [
-        _picture(values.detach()) for values in images
-    ]  # one at a time: whole batches take five times longer
+    # One at a time: whole batches take five times longer, in which a host cannot cancel.
+    return [_picture(values.detach()) for values in images]
 
 
 def _picture(values: torch.Tensor) -> Image.Image:

@@ -57,9 +57,8 @@ def attention_of(model, tokens, monkeypatch):
     [
         ("nano-mgpt2-omni", "depth_panel", (64, 64), 0),
         ("nano-mgpt1", "depth", BIG_SQUARE, 0),
-        *(
-            ("nano-pure", "restore", (64, 64), n) for n in (5, 0, 10)
-        ),  # one, two and three objects to name between
+        # one, two and three objects, of which is told in between
+        *(("nano-pure", "restore", (64, 64), number) for number in (5, 0, 10)),
     ],
 )
 def test_heads_look_at_the_same_place_of_the_picture_given(name, kind, square, number, tmp_path, monkeypatch):
