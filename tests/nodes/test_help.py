@@ -30,7 +30,9 @@ def test_every_help_page_belongs_to_a_node():
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda p: p.stem)
 def test_pictures_of_a_help_page_are_there_and_small(page):
-    for alt, file in PICTURE.findall(page.read_text("utf-8")):
+    pictures = PICTURE.findall(page.read_text("utf-8"))
+    assert pictures
+    for alt, file in pictures:
         assert alt
         assert (DOCS / file).stat().st_size < 40_000
         assert max(Image.open(DOCS / file).size) <= 800
