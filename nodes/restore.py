@@ -99,7 +99,8 @@ class Restore(io.ComfyNode):
         for n, picture in enumerate(pictures):
             sampling = Sampling(seed=seed + n, window=WINDOWS[window], **settings)
             done.append(jobs.restore(model, picture, sampling, scale=scale, colour=color_fix, tiling=tiling))
-            show_on_node(f"{len(done[-1].plan)} tiles of {done[-1].plan.tile} pixels")
+            plan = done[-1].plan
+            show_on_node(f"{len(plan)} tile{'s' * (len(plan) > 1)} of {plan.tile} pixels")
             lines += [f"picture {n + 1}"] * (len(pictures) > 1) + done[-1].lines()
         [restored] = jobs.to_image([d.picture for d in done])
         [plans] = jobs.to_image([d.outlined() for d in done])
