@@ -44,7 +44,7 @@ def edit(scene: world.Scene, rng: np.random.Generator) -> Edit:
         new = _place_free(scene, None, rng)
         if new is None:
             return edit(scene, rng)
-        text = f"Add {article(new.colour)} {new.colour} {new.shape} {new.place}."
+        text = f"Add {named(new)} {new.place}."
         after = replace(scene, objects=(*scene.objects, new), says_size=(*scene.says_size, False))
         return Edit(kind, text, scene, after, None, new)
     old = scene.objects[rng.integers(len(scene.objects))]
@@ -80,8 +80,9 @@ def reference(scene: world.Scene, o: world.Object) -> str:
     return o.shape if alone else f"{o.colour} {o.shape}"
 
 
-def article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+def named(o: world.Object) -> str:
+    """An object in words: "a red circle"."""
+    return f"{'an' if o.colour[0] in 'aeiou' else 'a'} {o.colour} {o.shape}"
 
 
 def _other(rng: np.random.Generator, names, but: str) -> str:

@@ -197,8 +197,7 @@ def _subject(task: str) -> Maker:
             f" {o.place}", 1
         )
         words = f"the object {o.place}{others[0]}"
-        named = f"{edits.article(o.colour)} {o.colour} {o.shape}"
-        told = named if task == "subject_described" and rng.random() < 0.5 else ""
+        told = edits.named(o) if task == "subject_described" and rng.random() < 0.5 else ""
         panels = (world.picture(shown), world.picture(s))
         return Example(*(task, words, _size(s), s, panels[:1]), drawn=panels, subject=told, objects=(o,))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import world
-from .edits import article
+from .edits import named
 
 NUMBERS = ("zero", "one", "two", "three")
 Turns = tuple[str, ...]  # question, answer, question, answer ...
@@ -23,15 +23,11 @@ def describe(s: world.Scene) -> str:
 def content(s: world.Scene) -> str:
     """A scene in as many tokens whatever it shows: "two shapes, first a red circle, white background"."""
     number, first = len(s.objects), _in_order(s)[0]
-    return f"{NUMBERS[number]} shape{'s' * (number > 1)}, first {_named(first)}, {s.ground} background"
+    return f"{NUMBERS[number]} shape{'s' * (number > 1)}, first {named(first)}, {s.ground} background"
 
 
 def _in_order(s: world.Scene) -> tuple[world.Object, ...]:
     return tuple(sorted(s.objects, key=lambda o: list(world.PLACES).index(o.place)))
-
-
-def _named(o: world.Object) -> str:
-    return f"{article(o.colour)} {o.colour} {o.shape}"
 
 
 def _count(s: world.Scene, rng: np.random.Generator) -> Turns:
@@ -52,7 +48,7 @@ def _colour(s: world.Scene, rng: np.random.Generator) -> Turns:
 
 def _at_place(s: world.Scene, rng: np.random.Generator) -> Turns:
     o = _one(s, rng)
-    return f"What is {o.place}?", _named(o)
+    return f"What is {o.place}?", named(o)
 
 
 def _ground(s: world.Scene, rng: np.random.Generator) -> Turns:
@@ -67,7 +63,7 @@ def _shows(s: world.Scene, rng: np.random.Generator) -> Turns:
     if not true:
         o = _wrong(s, o, rng)
     place = f" {o.place}" if rng.random() < 0.3 else ""
-    return f"Does the picture show {_named(o)}{place}?", "yes" if true else "no"
+    return f"Does the picture show {named(o)}{place}?", "yes" if true else "no"
 
 
 def _shows_all(s: world.Scene, o: world.Object, true: bool, rng: np.random.Generator) -> Turns:
@@ -84,8 +80,7 @@ def _then_colour(s: world.Scene, rng: np.random.Generator) -> Turns:
 
 def _then_place(s: world.Scene, rng: np.random.Generator) -> Turns:
     o = _one(s, rng)
-    name = f"{article(o.colour)} {o.colour} {o.shape}"
-    return f"Does the picture show {name}?", "yes", "And where is it?", o.place
+    return f"Does the picture show {named(o)}?", "yes", "And where is it?", o.place
 
 
 SINGLE: dict[str, tuple[Callable[[world.Scene, np.random.Generator], Turns], float]] = {

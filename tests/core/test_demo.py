@@ -16,9 +16,8 @@ from lumina_core.training.recipes import RECIPES
 def test_every_task_of_a_bundled_checkpoint_is_shown(name):
     model = load(name)
     shown = [task_of(kind) for kind, _ in pools_of(model)]
-    assert set(shown) == set(model.tasks) - {
-        "denoise"
-    }  # the edit that changes nothing, which is among the edits
+    # "denoise" is the edit that changes nothing, which is among the edits.
+    assert set(shown) == set(model.tasks) - {"denoise"}
     assert "text_to_image" not in model.tasks or shown.count("text_to_image") == len(RECIPES[name].sizes)
 
 

@@ -45,7 +45,7 @@ def test_held_out_captions_are_drawn_as_told(model):
 
 
 def test_restored_pictures_are_nearer_to_the_truth_than_enlarged_ones():
-    """On degradations it was not trained on; near the model card."""
+    """Held-out examples, a sample of what `train evaluate` measures; near the model card."""
     model = load("nano-pure")
     gain, named, content = evaluate(model, [("restore", (64, 64))], 40, partial(settings, model))
     assert gain.value >= 2.0
