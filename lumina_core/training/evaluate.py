@@ -176,7 +176,7 @@ def _said(text: str) -> str:
 
 def judge_questions(task: str, done: Sequence[Outcome]) -> list[Figure]:
     right = [_said(o.text) == _said(o.example.truth[-1]) for o in done]
-    return [_share(task, "answers right", right, 0.85 if task == "second question" else 0.9)]
+    return [_share(task, "answers right", right, 0.9 if task == "question" else 0.85)]
 
 
 def judge_describe(task: str, done: Sequence[Outcome]) -> list[Figure]:
@@ -211,6 +211,7 @@ JUDGES: dict[str, Judge] = {
     "describe": judge_describe,
     "question": judge_questions,
     "second question": judge_questions,
+    "conversation": judge_questions,
     "restore": judge_restore,
     "depth_panel": judge_depth,
     "canny_panel": judge_edges,

@@ -127,17 +127,15 @@ def _describe(s: world.Scene, rng: np.random.Generator) -> Example:
     return Example("describe", "", _size(s), s, (world.picture(s),), answer=words, truth=(words,))
 
 
-def _chat(double: bool) -> Maker:
+def _chat(ask: Callable[[world.Scene, np.random.Generator], questions.Turns]) -> Maker:
     def make(s: world.Scene, rng: np.random.Generator) -> Example:
-        turns = questions.ask(s, rng, double)
+        first, *turns = ask(s, rng)
         # Where nobody places a picture it stands before the question; people also place it behind.
-        placed = f"{turns[0]} {IMAGE}" if rng.random() < 0.3 else f"{IMAGE} {turns[0]}"
-        earlier = (placed, turns[1]) if double else ()
-        last = turns[2] if double else placed
+        turns = (f"{first} {IMAGE}" if rng.random() < 0.3 else f"{IMAGE} {first}", *turns)
         return Example(
-            *("chat", last, _size(s), s, (world.picture(s),)),
+            *("chat", turns[-2], _size(s), s, (world.picture(s),)),
             answer=turns[-1],
-            earlier=earlier,
+            earlier=turns[:-2],
             truth=turns[1::2],
         )
 
@@ -215,8 +213,9 @@ def _edit_panel(s: world.Scene, rng: np.random.Generator) -> Example:
 MAKERS |= {
     **{task: _dense(task, kind) for task, kind in (("segment", "segmentation"), ("normals", "normals"))},
     **{task: _dense(task, task) for task in ("depth", "pose")},
-    "question": _chat(double=False),
-    "second question": _chat(double=True),
+    "question": _chat(questions.ask),
+    "second question": _chat(questions.ask_twice),
+    "conversation": _chat(questions.ask_often),
     **{f"pair_{kind}": _pair(kind) for kind in ("depth", "canny", "hed", "pose")},
     **{f"control_{kind}": _control_panel(kind) for kind in ("depth", "canny", "hed", "pose")},
     **{f"{kind}_panel": _dense_panel(kind) for kind in ("depth", "canny", "hed", "pose")},

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from . import world
-from .edits import named
+from .edits import named, reference
 
 NUMBERS = ("zero", "one", "two", "three")
+TURNS = 4  # of a long conversation
 Turns = tuple[str, ...]  # question, answer, question, answer ...
+Table = dict[str, tuple[Callable[[world.Scene, np.random.Generator], Turns], float]]  # what asks, how often
 
 
 def describe(s: world.Scene) -> str:
@@ -51,6 +53,14 @@ def _at_place(s: world.Scene, rng: np.random.Generator) -> Turns:
     return f"What is {o.place}?", named(o)
 
 
+def _shape(s: world.Scene, rng: np.random.Generator) -> Turns:
+    return _shape_of(_one(s, rng))
+
+
+def _shape_of(o: world.Object) -> Turns:
+    return f"What shape is {o.place}?", f"a {o.shape}"
+
+
 def _ground(s: world.Scene, rng: np.random.Generator) -> Turns:
     return "What colour is the background?", s.ground
 
@@ -75,31 +85,52 @@ def _shows_all(s: world.Scene, o: world.Object, true: bool, rng: np.random.Gener
 
 def _then_colour(s: world.Scene, rng: np.random.Generator) -> Turns:
     o = _one(s, rng)
-    return f"What shape is {o.place}?", f"a {o.shape}", "And what colour is it?", o.colour
+    return *_shape_of(o), "And what colour is it?", o.colour
 
 
 def _then_place(s: world.Scene, rng: np.random.Generator) -> Turns:
-    o = _one(s, rng)
-    return f"Does the picture show {named(o)}?", "yes", "And where is it?", o.place
+    alone = [o for o in s.objects if reference(s, o) == o.shape]
+    if not alone:
+        return _then_colour(s, rng)
+    o = alone[rng.integers(len(alone))]
+    return f"What colour is the {o.shape}?", o.colour, "And where is it?", o.place
 
 
-SINGLE: dict[str, tuple[Callable[[world.Scene, np.random.Generator], Turns], float]] = {
+SINGLE: Table = {
     "count": (_count, 0.12),
     "count shape": (_count_shape, 0.12),
-    "colour": (_colour, 0.2),
-    "place": (_at_place, 0.18),
+    "colour": (_colour, 0.18),
+    "shape": (_shape, 0.1),
+    "place": (_at_place, 0.16),
     "ground": (_ground, 0.06),
-    "yes or no": (_shows, 0.32),
+    "yes or no": (_shows, 0.26),
 }
-DOUBLE: dict[str, tuple[Callable[[world.Scene, np.random.Generator], Turns], float]] = {
+DOUBLE: Table = {
     "then colour": (_then_colour, 0.6),
     "then place": (_then_place, 0.4),
 }
 
 
-def ask(s: world.Scene, rng: np.random.Generator, double: bool) -> Turns:
-    """A random question with its answer; with `double` two, the second about what the first named."""
-    table = DOUBLE if double else SINGLE
+def ask(s: world.Scene, rng: np.random.Generator) -> Turns:
+    """A random question with its answer."""
+    return _drawn(SINGLE, s, rng)
+
+
+def ask_twice(s: world.Scene, rng: np.random.Generator) -> Turns:
+    """Two questions, the second about what the first named."""
+    return _drawn(DOUBLE, s, rng)
+
+
+def ask_often(s: world.Scene, rng: np.random.Generator) -> Turns:
+    """`TURNS` different questions, each of which stands for itself."""
+    turns: dict[str, str] = {}
+    while len(turns) < TURNS:
+        question, answer = ask(s, rng)
+        turns[question] = answer
+    return tuple(part for turn in turns.items() for part in turn)
+
+
+def _drawn(table: Table, s: world.Scene, rng: np.random.Generator) -> Turns:
     weights = np.array([weight for _, weight in table.values()])
     make, _ = list(table.values())[rng.choice(len(table), p=weights / weights.sum())]
     return make(s, rng)

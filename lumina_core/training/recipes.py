@@ -69,19 +69,21 @@ def _looking(square: int, wide: int, tall: int) -> tuple[LookBack, ...]:
 
 
 MGPT1_KINDS = {  # kind -> weight in the mixture
-    "text_to_image": 0.24,
-    "depth": 0.06,
-    "segment": 0.06,
-    "normals": 0.06,
-    "pose": 0.08,
-    "detect": 0.08,
-    "edit": 0.14,
+    "text_to_image": 0.16,
+    "depth": 0.04,
+    "segment": 0.08,
+    "normals": 0.04,
+    "pose": 0.1,
+    "detect": 0.1,
+    "edit": 0.16,
     "control": 0.08,
     "describe": 0.08,
-    "question": 0.08,
+    "question": 0.04,
     "second question": 0.04,
+    "conversation": 0.08,
 }
 SHAPED = ("text_to_image", "depth", "segment", "normals", "pose")  # kinds also made at other aspect ratios
+WORDED = ("text_to_image", "describe", "question", "second question", "conversation")  # show but one picture
 MGPT1_SQUARE = {(kind, BIG_SQUARE): w for kind, w in MGPT1_KINDS.items()}
 MGPT1_ALL = {
     **{pool: w * (0.6 if pool[0] in SHAPED else 1.0) for pool, w in MGPT1_SQUARE.items()},
@@ -116,8 +118,10 @@ NANO_MGPT1 = Recipe(
     begins_as=one_level_finer,
     more_vq_training=replace(MGPT1_VQ, batch=8, crop=0, crop_until=0, unquantized=0, frozen_codes=True),
     examples={
-        **{pool: max(1200, int(18000 * w)) for pool, w in MGPT1_SQUARE.items()},
-        **{(kind, size): 400 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+        **dict.fromkeys(MGPT1_SQUARE, 4000),
+        **{pool: 10000 for pool in MGPT1_SQUARE if pool[0] in WORDED},
+        ("edit", BIG_SQUARE): 6000,
+        **{(kind, size): 800 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
@@ -208,9 +212,9 @@ NANO_OMNI = replace(
         frozen_codes=True,
     ),
     examples={
-        **{pool: 2500 if pool[1] == SQUARE else 1000 for pool in MGPT2_ALL},
+        **{pool: 5000 if pool[1] == SQUARE else 1500 for pool in MGPT2_ALL},
         **{("text_to_image", size): 8000 if size == SQUARE else 3000 for size in (SQUARE, WIDE, TALL)},
-        ("edit_panel", SQUARE): 8000,
+        **{(kind, SQUARE): 12000 for kind in ("edit_panel", "subject")},
     },
     words=700,
     looks_back=_looking(*(h * (w + 1) - 1 for w, h in ((8, 8), (12, 8), (8, 12)))),  # at the panel above

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..vq.blocks import VQConfig
 
 ALIKE = ("ch", "num_res_blocks", "n_embed")
-LENGTH = 0.05  # of what only the decoder sees of a code: far less than the codes lie apart
+LENGTH = 2.0  # of what only the decoder sees of a code: about as long as what it is nearest by, so that it is heard
 
 
 def _hold(mine: VQConfig, earlier: VQConfig, wanted: dict) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..prompts import IGNORE, NO_SIZE, Template, encode_conversation, encode_training, fill
+from ..prompts import IGNORE, NO_SIZE, Template, encode_training, fill
 from ..text import IMAGE, Tokenizer
 from ..unirep import Vocabulary
 from .examples import Example
@@ -30,18 +30,14 @@ class Language:
     ) -> tuple[list[int], list[int]]:
         """Tokens and labels; `given` and `drawn` are the codes (h, w) of the example's pictures.
 
-        Loss is on the answer only. A first panel that the user gives is part of the prefix, so it bears none.
+        Loss is on the answers only. A first panel that the user gives is part of the prefix, so it bears none.
         """
         entry, v = self.templates[example.task], self.vocabulary
         if entry.panels == 1:
             question = self.question(entry, example, v.units(drawn[0]) if drawn else None, says_size)
             pictures = [v.encode(codes) for codes in (*given, *drawn)]
             turns = [*example.earlier, question, example.answer]
-            ids, labels = encode_training(turns, pictures, self.tokenizer, v)
-            if example.earlier:  # an answer given before is context, as in a conversation
-                last = encode_conversation([*turns[:-1], None], pictures[: len(given)], self.tokenizer, v)
-                labels[: len(last)] = [IGNORE] * len(last)
-            return ids, labels
+            return encode_training(turns, pictures, self.tokenizer, v)
         h, w = v.units(drawn[0])
         question = self.question(entry, example, (h * entry.panels, w), says_size)
         whole = torch.cat(list(drawn))

@@ -75,31 +75,45 @@ def answer_by_looking(s: world.Scene, question: str) -> str | None:
         ]
         fits = [o for o in fits if len(words) == 5 or question.endswith(o.place + "?")]
         return fits[0].colour if len(fits) == 1 else None
-    if question.startswith("What is"):
-        [o] = [o for o in s.objects if question == f"What is {o.place}?"]
-        return f"{o.colour} {o.shape}"
+    if question.startswith(("What is", "What shape is")):
+        [o] = [o for o in s.objects if question.endswith(f" is {o.place}?")]
+        return o.shape if "shape" in words else f"{o.colour} {o.shape}"
     return None
+
+
+def check_answer(s: world.Scene, question: str, answer: str) -> None:
+    if question.startswith("Does"):
+        there = [o for o in s.objects if f"{o.colour} {o.shape}" in question]
+        # A picture shows what is asked for only where every named thing is there.
+        named = sum(f"{c} {shape}" in question for c in world.COLOURS for shape in world.SHAPES)
+        assert (answer == "yes") == (len(there) == named), question
+    else:
+        assert answer_by_looking(s, question) in (answer, answer.split(" ", 1)[-1]), question
 
 
 def test_answers_are_those_of_the_scene():
     yes = []
     for n, s in enumerate(SCENES * 6):
-        question, answer = questions.ask(s, rng(n), double=False)
+        question, answer = questions.ask(s, rng(n))
+        check_answer(s, question, answer)
         if question.startswith("Does"):
-            there = [o for o in s.objects if f"{o.colour} {o.shape}" in question]
-            # A picture shows what is asked for only where every named thing is there.
-            named = sum(f"{c} {shape}" in question for c in world.COLOURS for shape in world.SHAPES)
-            assert (answer == "yes") == (len(there) == named), question
             yes.append(answer == "yes")
-        else:
-            assert answer_by_looking(s, question) in (answer, *[answer.split(" ", 1)[-1]]), question
     assert 0.3 < np.mean(yes) < 0.7
     for n, s in enumerate(SCENES):
-        first, said, second, answer = questions.ask(s, rng(n), double=True)
-        o = next(o for o in s.objects if o.place in first or f"{o.colour} {o.shape}" in first)
-        assert answer in (o.colour, o.place)
+        first, said, second, answer = questions.ask_twice(s, rng(n))
+        check_answer(s, first, said)
+        [o] = [o for o in s.objects if o.place in first or f"the {o.shape}?" in first]
+        assert answer == (o.place if "where" in second else o.colour)
         assert answer not in first
-        assert o.shape in said or said == "yes"
+
+
+def test_a_long_conversation_asks_nothing_twice():
+    for n, s in enumerate(SCENES):
+        turns = questions.ask_often(s, rng(n))
+        assert len(turns) == 2 * questions.TURNS
+        assert len(set(turns[::2])) == questions.TURNS
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            check_answer(s, question, answer)
 
 
 def test_maps_are_exact():
@@ -231,10 +245,12 @@ def test_training_sequences_begin_with_the_prompt_of_inference(tiny):
         else:
             prompt = model.prompt(e.text, task=e.task, size=size, images=pictures, subject=e.subject)
             assert prompt.tokens == prompts_of(model, [e])[0].tokens or kind == "restore" or e.given
-        first = next(i for i, label in enumerate(labels) if label != IGNORE)
-        assert tuple(tokens[:first]) == prompt.tokens, (kind, size)
+        unlearned = [i for i, label in enumerate(labels) if label == IGNORE]
+        last = unlearned[-1] + 1
+        assert tuple(tokens[:last]) == prompt.tokens, (kind, size)
         assert all(label in (IGNORE, token) for token, label in zip(tokens, labels, strict=True))
-        assert IGNORE not in labels[first:]
+        answers = sum(b - a > 1 for a, b in zip(unlearned, [*unlearned[1:], len(labels)], strict=True))
+        assert answers == 1 + len(e.earlier) // 2, kind
         assert len(tokens) < model.config.max_position_embeddings
 
 
