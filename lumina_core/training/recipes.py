@@ -127,19 +127,20 @@ NANO_MGPT1 = Recipe(
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
     looks_back=_looking(*(h * (w + 1) + 4 for w, h in ((8, 8), (10, 6), (6, 10)))),
     training=TransformerRecipe(
-        phases=_phases((1200, MGPT1_ALL)),
+        phases=_phases((3150, MGPT1_ALL)),
         softness=0.6,
         text_weight=5.0,
         guided=frozenset({"text_to_image", "control", "edit"}),
     ),
     sampling={
-        **{"cfg": 2.0, "temperature": 0.2, "target_size": 128},
+        **{"cfg": 2.0, "temperature": 0.1, "target_size": 128},
         "tasks": {
             **{
                 t: {"cfg": 1.0, "temperature": 0.0}
-                for t in ("depth", "segment", "normals", "pose", "detect", "control", "describe", "chat")
+                for t in ("depth", "segment", "normals", "pose", "detect", "describe", "chat")
             },
-            "edit": {"cfg": 2.0, "temperature": 0.0},
+            "control": {"cfg": 2.0, "temperature": 0.0},
+            "edit": {"cfg": 1.5, "temperature": 0.0},
         },
     },
 )
