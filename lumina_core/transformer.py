@@ -89,9 +89,9 @@ class RMSNorm(nn.Module):
     def ready(self, device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
         """What computes the norm, its weight looked up once."""
         weight = self.weight.to(device, dtype)  # a partial load may leave it elsewhere
-        if device.type == "cpu" and dtype == torch.float32 and not torch.is_grad_enabled():
+        if weight.device.type == "cpu" and dtype == torch.float32 and not torch.is_grad_enabled():
             size = weight.shape[-1]
-            least = torch.tensor((size * self.eps) ** 0.5, device=device)
+            least = torch.tensor((size * self.eps) ** 0.5, device=weight.device)
             return partial(short_rms_norm, scaled=weight * size**0.5, least=least)
         return partial(rms_norm, weight=weight, eps=self.eps)
 

@@ -1,4 +1,4 @@
-"""Queries, keys and values, and gate and up, in one product: the same states, and no weight that is not seen."""
+"""Products and norms in fewer operations: the same states, and no weight that is not seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from lumina_core import load
 from lumina_core.fused import lay_together, one_weight
-from lumina_core.transformer import Transformer, TransformerConfig
+from lumina_core.transformer import RMSNorm, Transformer, TransformerConfig
 from tests import tiny
 
 TOKENS = torch.arange(12).view(2, 6) + 5
@@ -103,3 +103,22 @@ def test_ready_parts_compute_what_the_layers_do(odd):
     plain = model(TOKENS)
     model.lay_weights_together()
     torch.testing.assert_close(model(TOKENS, parts=model.parts("cpu")), plain)
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_the_norm_that_drawing_takes_on_a_cpu_is_the_norm(size):
+    rng = torch.Generator().manual_seed(size)
+    norm = RMSNorm(size, 1e-5).requires_grad_(False)
+    norm.weight.copy_(torch.randn(size, generator=rng))
+    x = torch.randn(2, 5, size, generator=rng) * torch.tensor([0.0, 1e-4, 1.0, 30.0, 1e4])[:, None]
+    with torch.no_grad():
+        ready = norm.ready(x.device, x.dtype)(x)
+    truth = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm.weight.double()
+    torch.testing.assert_close(ready.double(), truth, rtol=2e-6, atol=1e-9)
+    torch.testing.assert_close(norm(x), ready)
+
+
+def test_a_norm_that_is_trained_has_a_gradient():
+    norm, x = RMSNorm(32, 1e-5), torch.randn(2, 32)
+    norm.ready(x.device, x.dtype)(x).sum().backward()
+    assert norm.weight.grad.abs().sum() > 0
