@@ -57,7 +57,7 @@ def cell(model: Model, kind: str, outcome: Outcome) -> Cell:
     """An example as it is shown: the pictures given and drawn, and the words said and written."""
     e = outcome.example
     new = outcome.panels[1:] if model.template(e.task).given_panel else outcome.panels
-    said = " ".join(part.replace(IMAGE, "").strip() for part in (*e.earlier, e.text)).strip()
+    said = " · ".join(part.replace(IMAGE, "").strip() for part in (*e.earlier, e.text)).strip()
     written = outcome.text.strip()
     title = kind.removesuffix("_panel").replace("_", " ").capitalize()
     return Cell(title, said, (*e.given, *new), given=len(e.given), written=written)
