@@ -1,4 +1,4 @@
-"""Questions about a scene with their exact answers, also second questions that refer to the first."""
+"""Questions about a scene with their exact answers, one by one, about what the last named, and in conversations."""
 
 from __future__ import annotations
 
