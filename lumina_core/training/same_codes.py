@@ -13,7 +13,8 @@ from ..errors import InputError
 from ..vq.blocks import VQConfig
 
 ALIKE = ("ch", "num_res_blocks", "n_embed")
-LENGTH = 2.0  # of what only the decoder sees of a code: about as long as what it is nearest by, so that it is heard
+# Of what only the decoder sees of a code: about as long as what the encoder tells it by. Far shorter, it learns little.
+LENGTH = 2.0
 
 
 def _hold(mine: VQConfig, earlier: VQConfig, wanted: dict) -> None:
