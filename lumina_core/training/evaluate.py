@@ -213,6 +213,7 @@ JUDGES: dict[str, Judge] = {
     "second question": judge_questions,
     "conversation": judge_questions,
     "restore": judge_restore,
+    "restore_tile": judge_restore,
     "depth_panel": judge_depth,
     "canny_panel": judge_edges,
     "hed_panel": judge_edges,

@@ -15,6 +15,7 @@ from ..text import IMAGE
 from . import degrade, edits, maps, questions, world
 
 Size = tuple[int, int]  # width, height in pixels, of one panel
+LARGEST_ZOOM = 2.5  # of a picture that a tile is a piece of
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +146,25 @@ def _chat(ask: Callable[[world.Scene, np.random.Generator], questions.Turns]) ->
 @_maker("restore")
 def _restore(s: world.Scene, rng: np.random.Generator) -> Example:
     d, clean = degrade.draw(rng), world.picture(s)
+    return _restored(s, d, degrade.spoil(clean, d, rng), clean)
+
+
+@_maker("restore_tile")
+def _restore_tile(s: world.Scene, rng: np.random.Generator) -> Example:
+    """A piece of a larger picture that was spoiled as a whole: what a tile shows."""
+    d, whole = degrade.draw(rng), world.enlarged(s, rng.uniform(1.0, LARGEST_ZOOM))
+    left, top = (int(rng.integers(0, n - m + 1)) for n, m in zip(_size(whole), _size(s), strict=True))
+    clean = world.picture(whole)
+    spoiled = degrade.spoil(clean, d, rng)
+    piece = world.window(whole, left, top, s.width, s.height)
+    cut = (slice(top, top + s.height), slice(left, left + s.width))
+    return _restored(piece, d, *(np.ascontiguousarray(p[cut]) for p in (spoiled, clean)))
+
+
+def _restored(s: world.Scene, d: degrade.Degradation, spoiled: np.ndarray, clean: np.ndarray) -> Example:
     words = degrade.answer(d, questions.content(s))
     return Example(
-        *("restore", "", _size(s), s, (degrade.spoil(clean, d, rng),)),
+        *("restore", "", _size(s), s, (spoiled,)),
         answer=words + IMAGE,
         drawn=(clean,),
         degradation=d,

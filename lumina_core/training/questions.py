@@ -24,8 +24,9 @@ def describe(s: world.Scene) -> str:
 
 def content(s: world.Scene) -> str:
     """A scene in as many tokens whatever it shows: "two shapes, first a red circle, white background"."""
-    number, first = len(s.objects), _in_order(s)[0]
-    return f"{NUMBERS[number]} shape{'s' * (number > 1)}, first {named(first)}, {s.ground} background"
+    number = len(s.objects)
+    first = named(_in_order(s)[0]) if s.objects else f"a {s.ground} ground"
+    return f"{NUMBERS[number]} shape{'s' * (number != 1)}, first {first}, {s.ground} background"
 
 
 def _in_order(s: world.Scene) -> tuple[world.Object, ...]:

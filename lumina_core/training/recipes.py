@@ -23,7 +23,7 @@ from .transformer import TransformerRecipe
 from .vq import VQRecipe
 
 SQUARE, WIDE, TALL = (64, 64), (96, 64), (64, 96)
-BIG_SQUARE, BIG_WIDE, BIG_TALL = (128, 128), (160, 96), (96, 160)
+BIG_SQUARE, BIG_WIDE, BIG_TALL = (128, 128), (192, 128), (128, 192)
 
 
 @dataclass(frozen=True)
@@ -59,25 +59,29 @@ def _phases(*parts: tuple[int, Mapping[Pool, float]]) -> tuple[Phase, ...]:
     return tuple(Phase(until, dict(weights)) for until, weights in parts)
 
 
-def _looking(square: int, wide: int, tall: int) -> tuple[LookBack, ...]:
-    """Heads that look back at the same place of the picture given, at three shapes of picture."""
-    return (
-        *(LookBack(layer, 0, square) for layer in (0, 1, 2)),
-        *(LookBack(layer, 1, wide) for layer in (1, 2)),
-        *(LookBack(layer, 2, tall) for layer in (1, 2)),
+def _looking(between: int, *heads: tuple[int, int, tuple[int, int], int, int]) -> tuple[LookBack, ...]:
+    """Heads that look back at the picture given, where the code that is drawn stands or beside it.
+
+    Each is (layer, head, (codes across, codes down), rows below, codes to the right); `between` is how many tokens
+    there are from a picture's last row end to the one before the first code that is drawn, less one.
+    """
+    return tuple(
+        LookBack(layer, head, h * (w + 1) + between - down * (w + 1) - right)
+        for layer, head, (w, h), down, right in heads
     )
 
 
+IN_SQUARE, IN_WIDE, IN_TALL = (8, 8), (12, 8), (8, 12)  # codes across and down
 MGPT1_KINDS = {  # kind -> weight in the mixture
-    "text_to_image": 0.16,
-    "depth": 0.04,
-    "segment": 0.08,
-    "normals": 0.04,
+    "text_to_image": 0.13,
+    "depth": 0.03,
+    "segment": 0.11,
+    "normals": 0.03,
     "pose": 0.1,
     "detect": 0.1,
     "edit": 0.16,
     "control": 0.08,
-    "describe": 0.08,
+    "describe": 0.06,
     "question": 0.04,
     "second question": 0.04,
     "conversation": 0.08,
@@ -124,11 +128,19 @@ NANO_MGPT1 = Recipe(
         **{(kind, size): 800 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
-    # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
-    looks_back=_looking(*(h * (w + 1) + 4 for w, h in ((8, 8), (10, 6), (6, 10)))),
+    # The picture given ends and a separator, a start and two sizes follow before the answer's codes. What stands at the
+    # same place seldom tells the shape that begins there; what stands below and beside it does.
+    looks_back=_looking(
+        4,
+        (0, 0, IN_SQUARE, 2, 0),
+        *((1, head, IN_SQUARE, *to) for head, to in enumerate(((0, 0), (1, 0), (0, 1)))),
+        *((2, head, shape, 0, 0) for head, shape in enumerate((IN_SQUARE, IN_WIDE, IN_TALL))),
+        (2, 5, IN_SQUARE, 1, 1),
+        *((3, head, shape, 1, 0) for head, shape in ((3, IN_WIDE), (4, IN_TALL), (5, IN_SQUARE))),
+    ),
     training=TransformerRecipe(
-        phases=_phases((3150, MGPT1_ALL)),
-        softness=0.6,
+        phases=_phases((5700, MGPT1_ALL)),
+        softness=0.3,
         text_weight=5.0,
         guided=frozenset({"text_to_image", "control", "edit"}),
     ),
@@ -218,7 +230,12 @@ NANO_OMNI = replace(
         **{(kind, SQUARE): 12000 for kind in ("edit_panel", "subject")},
     },
     words=700,
-    looks_back=_looking(*(h * (w + 1) - 1 for w, h in ((8, 8), (12, 8), (8, 12)))),  # at the panel above
+    looks_back=_looking(  # at the panel above
+        -1,
+        *((layer, 0, IN_SQUARE, 0, 0) for layer in (0, 1, 2)),
+        *((layer, 1, IN_WIDE, 0, 0) for layer in (1, 2)),
+        *((layer, 2, IN_TALL, 0, 0) for layer in (1, 2)),
+    ),
     training=TransformerRecipe(
         phases=_phases((3000, MGPT2_ALL)),
         softness=0.6,
@@ -236,6 +253,14 @@ NANO_OMNI = replace(
     },
 )
 
+PURE_VQ = VQRecipe(  # sees whole pictures and pieces of larger ones, as tiles show them
+    steps=1500,
+    batch=20,
+    sizes=tuple((side, side) for side in (64, 64, 96, 128, 160)),
+    map_share=0.0,
+    crop=64,
+    crop_until=1500,
+)
 NANO_PURE = Recipe(
     name="nano-pure",
     family=Pure(),
@@ -251,20 +276,25 @@ NANO_PURE = Recipe(
         n_embed=512,
         decoder_groups=8,
     ),
-    vq_training=VQRecipe(steps=2600, batch=20, sizes=(SQUARE,), map_share=0.0, spoiled_share=0.3),
+    vq_training=replace(PURE_VQ, steps=2600, crop_until=2600, spoiled_share=0.3),
     begins_as=on_the_sphere,
-    more_vq_training=VQRecipe(steps=1500, batch=20, sizes=(SQUARE,), map_share=0.0, frozen_codes=True),
-    examples={("restore", SQUARE): 12000},
+    more_vq_training=replace(PURE_VQ, frozen_codes=True),
+    examples={("restore", SQUARE): 10000, ("restore_tile", SQUARE): 10000},
     words=450,
     # 19 tokens stand between the picture given and the one drawn: how the one is spoiled and what it shows. Heads look
     # at the same place of it, and at those to the right, below, to the left and above.
-    looks_back=tuple(
-        LookBack(layer, head, 8 * 9 + 4 + 19 + beside)
-        for layer, besides in enumerate(((0,), (0, -1, -9), (0, 1, 9)))
-        for head, beside in enumerate(besides)
+    looks_back=_looking(
+        4 + 19,
+        *(
+            (layer, head, IN_SQUARE, *to)
+            for layer, places in enumerate(
+                (((0, 0),), ((0, 0), (0, 1), (1, 0)), ((0, 0), (0, -1), (-1, 0))),
+            )
+            for head, to in enumerate(places)
+        ),
     ),
     training=TransformerRecipe(
-        phases=_phases((1500, {("restore", SQUARE): 1.0})),
+        phases=_phases((2100, {("restore", SQUARE): 0.4, ("restore_tile", SQUARE): 0.6})),
         softness=0.6,
         text_weight=3.0,
         guided=frozenset({"restore"}),

@@ -38,7 +38,9 @@ class TransformerRecipe:
     text_weight: float = 1.0  # of a text token; a picture has many more tokens than an answer has words
     drop_prompt: float = 0.1
     guided: frozenset[str] = frozenset({"text_to_image"})  # kinds whose prompt is dropped
-    softness: float = 0.0  # reach of a code's share in its neighbours, by the usual distance of the nearest
+    # Reach of a code's share in its neighbours, by the usual distance of the nearest. In a codebook of many
+    # dimensions the farthest are hardly farther than that: it must be smaller there.
+    softness: float = 0.0
     seed: int = 0
 
     @property

@@ -7,7 +7,8 @@ caption, and its depth, segmentation, normals, boxes and edges. Scene number n o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +43,7 @@ PLACES = {  # (x, y) as a fraction of the width and height
 }
 RADII = {"small": (0.135, 0.15), "large": (0.18, 0.21)}  # as a fraction of the shorter side
 JITTER = 0.025
+SHOWS = 0.01  # of the area of a piece: what shows less of an object is not named
 SPLITS = {"train": 1, "held-out": 2}
 
 
@@ -96,6 +98,27 @@ def scene(split: str, number: int, width: int, height: int) -> Scene:
         if all(apart(candidate, other) for other in objects):
             objects.append(candidate)
     return Scene(width, height, ground, tuple(objects), tuple(bool(rng.random() < 0.4) for _ in objects))
+
+
+def enlarged(s: Scene, factor: float) -> Scene:
+    """The same scene in a picture `factor` times as large."""
+    width, height = round(s.width * factor), round(s.height * factor)
+    objects = (replace(o, x=o.x * factor, y=o.y * factor, radius=o.radius * factor) for o in s.objects)
+    return replace(s, width=width, height=height, objects=tuple(objects))
+
+
+def window(s: Scene, left: int, top: int, width: int, height: int) -> Scene:
+    """A piece of a scene: objects of which enough shows, cut by its border, each at the place of what shows of it."""
+    objects = []
+    for o in s.objects:
+        moved = replace(o, x=o.x - left, y=o.y - top)
+        ys, xs = np.nonzero(coverage(moved, width, height) > 0.5)
+        if len(xs) >= SHOWS * width * height:
+            middle = ((xs.mean() + 0.5) / width, (ys.mean() + 0.5) / height)
+            place = min(PLACES, key=lambda name: math.dist(PLACES[name], middle))
+            objects.append(replace(moved, place=place))
+    says = s.says_size[: len(objects)]
+    return Scene(width, height, s.ground, tuple(objects), says)
 
 
 def apart(a: Object, b: Object) -> bool:

@@ -137,6 +137,25 @@ def test_maps_are_exact():
     assert hidden < 0.03 * total  # where objects touch, a joint of one may lie on that of another
 
 
+def test_a_piece_of_a_scene_shows_and_names_what_lies_in_it():
+    whole = world.enlarged(world.scene("held-out", 3, 64, 64), 2.0)
+    assert (whole.width, whole.height) == (128, 128)
+    o = whole.objects[0]
+    left, top = (
+        int(np.clip(at, 0, 64)) for at in (o.x, o.y)
+    )  # the middle of an object on the border or inside
+    piece = world.window(whole, left, top, 64, 64)
+    assert (o.shape, o.colour) in {(p.shape, p.colour) for p in piece.objects}
+    named = replace(
+        whole, objects=tuple(p for p in whole.objects if any(p.colour == q.colour for q in piece.objects))
+    )
+    assert np.array_equal(world.picture(piece), world.picture(named)[top : top + 64, left : left + 64])
+    empty = replace(whole, objects=())
+    assert (
+        questions.content(empty) == f"zero shapes, first a {whole.ground} ground, {whole.ground} background"
+    )
+
+
 def test_heavier_degradations_spoil_more_and_clean_ones_nothing():
     for kind in degrade.KINDS:
         light, heavy = (
