@@ -18,7 +18,7 @@ from lumina_core.training.recipes import RECIPES
 
 ALL = sorted(bundled())
 DRAWS = [name for name in ALL if name != "nano-pure"]  # which restores only
-SHAPES = {"nano-mgpt2": 0.75, "nano-mgpt1": 0.55}  # of text to image; 1.0's are small at 160x96 and 96x160
+SHAPES = {"nano-mgpt2": 0.75}  # of text to image
 
 
 @pytest.fixture(scope="module", params=ALL)
