@@ -285,13 +285,9 @@ NANO_PURE = Recipe(
     # at the same place of it, and at those to the right, below, to the left and above.
     looks_back=_looking(
         4 + 19,
-        *(
-            (layer, head, IN_SQUARE, *to)
-            for layer, places in enumerate(
-                (((0, 0),), ((0, 0), (0, 1), (1, 0)), ((0, 0), (0, -1), (-1, 0))),
-            )
-            for head, to in enumerate(places)
-        ),
+        (0, 0, IN_SQUARE, 0, 0),
+        *((1, head, IN_SQUARE, *to) for head, to in enumerate(((0, 0), (0, 1), (1, 0)))),
+        *((2, head, IN_SQUARE, *to) for head, to in enumerate(((0, 0), (0, -1), (-1, 0)))),
     ),
     training=TransformerRecipe(
         phases=_phases((2100, {("restore", SQUARE): 0.4, ("restore_tile", SQUARE): 0.6})),

@@ -109,16 +109,16 @@ def enlarged(s: Scene, factor: float) -> Scene:
 
 def window(s: Scene, left: int, top: int, width: int, height: int) -> Scene:
     """A piece of a scene: objects of which enough shows, cut by its border, each at the place of what shows of it."""
-    objects = []
-    for o in s.objects:
+    objects, says = [], []
+    for o, says_size in zip(s.objects, s.says_size, strict=True):
         moved = replace(o, x=o.x - left, y=o.y - top)
         ys, xs = np.nonzero(coverage(moved, width, height) > 0.5)
         if len(xs) >= SHOWS * width * height:
             middle = ((xs.mean() + 0.5) / width, (ys.mean() + 0.5) / height)
             place = min(PLACES, key=lambda name: math.dist(PLACES[name], middle))
             objects.append(replace(moved, place=place))
-    says = s.says_size[: len(objects)]
-    return Scene(width, height, s.ground, tuple(objects), says)
+            says.append(says_size)
+    return Scene(width, height, s.ground, tuple(objects), tuple(says))
 
 
 def apart(a: Object, b: Object) -> bool:

@@ -141,18 +141,16 @@ def test_a_piece_of_a_scene_shows_and_names_what_lies_in_it():
     whole = world.enlarged(world.scene("held-out", 3, 64, 64), 2.0)
     assert (whole.width, whole.height) == (128, 128)
     o = whole.objects[0]
-    left, top = (
-        int(np.clip(at, 0, 64)) for at in (o.x, o.y)
-    )  # the middle of an object on the border or inside
+    # Through the middle of the object, where the picture reaches that far.
+    left, top = (int(np.clip(at, 0, 64)) for at in (o.x, o.y))
     piece = world.window(whole, left, top, 64, 64)
-    assert (o.shape, o.colour) in {(p.shape, p.colour) for p in piece.objects}
-    named = replace(
-        whole, objects=tuple(p for p in whole.objects if any(p.colour == q.colour for q in piece.objects))
-    )
+    shown = {(p.shape, p.colour) for p in piece.objects}
+    assert (o.shape, o.colour) in shown
+    named = replace(whole, objects=tuple(p for p in whole.objects if (p.shape, p.colour) in shown))
     assert np.array_equal(world.picture(piece), world.picture(named)[top : top + 64, left : left + 64])
-    empty = replace(whole, objects=())
-    assert (
-        questions.content(empty) == f"zero shapes, first a {whole.ground} ground, {whole.ground} background"
+    ground = whole.ground
+    assert questions.content(replace(whole, objects=())) == (
+        f"zero shapes, first a {ground} ground, {ground} background"
     )
 
 
