@@ -24,6 +24,7 @@ from .vq import VQRecipe
 
 SQUARE, WIDE, TALL = (64, 64), (96, 64), (64, 96)
 BIG_SQUARE, BIG_WIDE, BIG_TALL = (128, 128), (192, 128), (128, 192)
+IN_SQUARE, IN_WIDE, IN_TALL = (8, 8), (12, 8), (8, 12)  # codes across and down of either
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,6 @@ def _looking(between: int, *heads: tuple[int, int, tuple[int, int], int, int]) -
     )
 
 
-IN_SQUARE, IN_WIDE, IN_TALL = (8, 8), (12, 8), (8, 12)  # codes across and down
 MGPT1_KINDS = {  # kind -> weight in the mixture
     "text_to_image": 0.13,
     "depth": 0.03,

@@ -34,9 +34,8 @@ class VQRecipe:
     maps: tuple[str, ...] = ("depth", "segmentation", "normals", "hed")
     map_share: float = 0.25  # part of a batch that shows maps instead of pictures
     spoiled_share: float = 0.0  # part of a batch that shows degraded pictures
-    crop: int = (
-        0  # pixels a side of squares cut from the pictures until `crop_until`; cheaper than whole ones
-    )
+    # Pixels a side of squares cut from pictures until step `crop_until`: cheaper than whole ones, and what tiles show.
+    crop: int = 0
     crop_until: int = 0
     unquantized: int = 0  # first steps in which the decoder is shown the encoder's outputs, not codes
     frozen_codes: bool = False  # only what stands behind the codes is trained

@@ -54,6 +54,14 @@ def test_restored_pictures_are_nearer_to_the_truth_than_enlarged_ones():
     assert content.value >= 0.6
 
 
+def test_pieces_of_larger_pictures_are_restored_too():
+    """What a tile shows; trained on whole pictures alone, it made other shapes of those that a tile cuts."""
+    model = load("nano-pure")
+    gain, named, _ = evaluate(model, [("restore_tile", (64, 64))], 40, partial(settings, model))
+    assert gain.value >= 1.0
+    assert named.value >= 0.6
+
+
 @pytest.mark.parametrize("model", [n for n in ALL if RECIPES[n].training.softness], indirect=True)
 def test_a_code_that_is_to_be_drawn_is_shared_among_few(model):
     """At 0.6 a code of nano-mgpt1 was shared among 435 of its 512, and little of it was left to learn."""
