@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,15 +21,21 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 SEEN = 1200  # examples that tell which codes of two image tokenizers show the same
 
 
-def same(name: str, part: str, mine: nn.Module, theirs: nn.Module) -> None:
+def same(part: str, mine: nn.Module, theirs: nn.Module) -> None:
     """Raises an `InputError` where a part of a checkpoint to start from has other shapes than the recipe."""
-    shapes = {k: tuple(v.shape) for k, v in mine.state_dict().items()}
+    own = mine.state_dict()
     for key, value in theirs.state_dict().items():
-        if shapes.get(key) != tuple(value.shape):
-            raise InputError(
-                f"--start-from: '{key}' of the {part} has shape {tuple(value.shape)}; {name} has "
-                f"{shapes.get(key, 'no such tensor')}."
-            )
+        _fitting(part, key, value, own)
+
+
+def _fitting(part: str, key: str, value: torch.Tensor, mine: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The recipe's tensor that a tensor of the checkpoint to start from is for, of the same shape."""
+    if key not in mine or mine[key].shape != value.shape:
+        seen = tuple(mine[key].shape) if key in mine else "no such tensor"
+        raise InputError(
+            f"--start-from: '{key}' of the {part} has shape {tuple(value.shape)}; the recipe has {seen}."
+        )
+    return mine[key]
 
 
 @torch.no_grad()
@@ -54,10 +60,7 @@ def adopt(
             continue
         if "_norm." in key and value.ndim == 2 and own % shared == 0:
             value = value.repeat_interleave(own // shared, 0)
-        if key not in mine or mine[key].shape != value.shape:
-            seen = tuple(mine[key].shape) if key in mine else "no such tensor"
-            raise InputError(f"--start-from: '{key}' has shape {tuple(value.shape)}; the recipe has {seen}.")
-        mine[key].copy_(value)
+        _fitting("transformer", key, value, mine).copy_(value)
     for token, rows in _matched(language, earlier, by_role=codes is not None):
         for key in TABLES:
             mine[key][token] = theirs[key][rows].mean(0)

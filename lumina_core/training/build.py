@@ -80,7 +80,7 @@ def trained_vq(
     """The image tokenizer: trained from nothing, or one that begins as an earlier checkpoint's."""
     training, vq = recipe.vq_training, new_vq(recipe)
     if earlier is not None and earlier.family.id == recipe.family.id:
-        same(recipe.name, "image tokenizer", vq, earlier.vq)
+        same("image tokenizer", vq, earlier.vq)
         vq.load_state_dict(earlier.vq.state_dict())
         training = recipe.more_vq_training or replace(training, steps=0)
     elif earlier is not None and recipe.begins_as:

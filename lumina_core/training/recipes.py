@@ -72,6 +72,15 @@ def _looking(between: int, *heads: tuple[int, int, tuple[int, int], int, int]) -
     )
 
 
+# What stands at the same place seldom tells the shape that begins there; what stands below and beside it does.
+ALL_ROUND = (
+    (0, 0, IN_SQUARE, 2, 0),
+    *((1, head, IN_SQUARE, *to) for head, to in enumerate(((0, 0), (1, 0), (0, 1)))),
+    *((2, head, shape, 0, 0) for head, shape in enumerate((IN_SQUARE, IN_WIDE, IN_TALL))),
+    (2, 5, IN_SQUARE, 1, 1),
+    *((3, head, shape, 1, 0) for head, shape in ((3, IN_WIDE), (4, IN_TALL), (5, IN_SQUARE))),
+)
+
 MGPT1_KINDS = {  # kind -> weight in the mixture
     "text_to_image": 0.13,
     "depth": 0.03,
@@ -128,16 +137,8 @@ NANO_MGPT1 = Recipe(
         **{(kind, size): 800 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
-    # The picture given ends and a separator, a start and two sizes follow before the answer's codes. What stands at the
-    # same place seldom tells the shape that begins there; what stands below and beside it does.
-    looks_back=_looking(
-        4,
-        (0, 0, IN_SQUARE, 2, 0),
-        *((1, head, IN_SQUARE, *to) for head, to in enumerate(((0, 0), (1, 0), (0, 1)))),
-        *((2, head, shape, 0, 0) for head, shape in enumerate((IN_SQUARE, IN_WIDE, IN_TALL))),
-        (2, 5, IN_SQUARE, 1, 1),
-        *((3, head, shape, 1, 0) for head, shape in ((3, IN_WIDE), (4, IN_TALL), (5, IN_SQUARE))),
-    ),
+    # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
+    looks_back=_looking(4, *ALL_ROUND),
     training=TransformerRecipe(
         phases=_phases((5700, MGPT1_ALL)),
         softness=0.3,
@@ -230,14 +231,9 @@ NANO_OMNI = replace(
         **{(kind, SQUARE): 12000 for kind in ("edit_panel", "subject")},
     },
     words=700,
-    looks_back=_looking(  # at the panel above
-        -1,
-        *((layer, 0, IN_SQUARE, 0, 0) for layer in (0, 1, 2)),
-        *((layer, 1, IN_WIDE, 0, 0) for layer in (1, 2)),
-        *((layer, 2, IN_TALL, 0, 0) for layer in (1, 2)),
-    ),
+    looks_back=_looking(-1, *ALL_ROUND),  # at the panel above
     training=TransformerRecipe(
-        phases=_phases((3000, MGPT2_ALL)),
+        phases=_phases((6000, MGPT2_ALL)),
         softness=0.6,
         guided=frozenset(MGPT2_KINDS) - {f"{kind}_panel" for kind in PANEL_MAPS},
     ),
@@ -247,8 +243,7 @@ NANO_OMNI = replace(
             **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
             **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
             "edit": {"cfg": 2.0, "temperature": 0.0},
-            "subject": {"cfg": 2.5, "temperature": 0.1},
-            "subject_described": {"cfg": 2.0, "temperature": 0.1},
+            **{kind: {"cfg": 1.5, "temperature": 0.0} for kind in ("subject", "subject_described")},
         },
     },
 )

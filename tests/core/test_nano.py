@@ -18,7 +18,7 @@ from lumina_core.training.recipes import RECIPES
 
 ALL = sorted(bundled())
 DRAWS = [name for name in ALL if name != "nano-pure"]  # which restores only
-SHAPES = {"nano-mgpt2": 0.75}  # of text to image
+SHAPES = {"nano-mgpt2": 0.75, "nano-mgpt2-omni": 0.7}  # of text to image
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -43,6 +43,16 @@ def test_held_out_captions_are_drawn_as_told(model):
     colour, shape = evaluate(model, pools, 32, partial(settings, model))
     assert colour.value >= 0.85
     assert shape.value >= SHAPES.get(model.name, 0.65)
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [("pose_panel", 0.7), ("subject", 0.65), ("control_depth", 0.7), ("edit_panel", 0.5)]
+)
+def test_held_out_panels_are_drawn_as_told(kind, least):
+    """Keypoints found, subjects kept, shapes that follow the map, edits that land; near the model card."""
+    model = load("nano-mgpt2-omni")
+    first, *_ = evaluate(model, [(kind, (64, 64))], 32, partial(settings, model))
+    assert first.value >= least
 
 
 def test_restored_pictures_are_nearer_to_the_truth_than_enlarged_ones():
