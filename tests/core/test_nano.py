@@ -45,12 +45,12 @@ def test_held_out_captions_are_drawn_as_told(model):
     assert shape.value >= SHAPES.get(model.name, 0.65)
 
 
+@pytest.mark.parametrize("model", ["nano-mgpt2-omni"], indirect=True)
 @pytest.mark.parametrize(
     ("kind", "least"), [("pose_panel", 0.7), ("subject", 0.65), ("control_depth", 0.7), ("edit_panel", 0.5)]
 )
-def test_held_out_panels_are_drawn_as_told(kind, least):
+def test_held_out_panels_are_drawn_as_told(model, kind, least):
     """Keypoints found, subjects kept, shapes that follow the map, edits that land; near the model card."""
-    model = load("nano-mgpt2-omni")
     first, *_ = evaluate(model, [(kind, (64, 64))], 32, partial(settings, model))
     assert first.value >= least
 
