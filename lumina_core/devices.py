@@ -1,4 +1,4 @@
-"""Which device a command computes on."""
+"""Which device a command computes on, and what it is quick at."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def pick_device(name: str | None) -> torch.device:
             f"--device {name} cannot be used here ({str(e).splitlines()[0]}); try cpu."
         ) from None
     return device
+
+
+def quick_in_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are quicker on it than of float32: CUDA, and CPUs made for them."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # an earlier torch does not tell
+    return any(tell().get(name, False) for name in ("avx512_bf16", "amx_bf16"))

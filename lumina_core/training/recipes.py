@@ -82,17 +82,17 @@ ALL_ROUND = (
 )
 
 MGPT1_KINDS = {  # kind -> weight in the mixture
-    "text_to_image": 0.13,
-    "depth": 0.03,
-    "segment": 0.11,
-    "normals": 0.03,
-    "pose": 0.1,
+    "text_to_image": 0.15,
+    "depth": 0.02,
+    "segment": 0.14,
+    "normals": 0.02,
+    "pose": 0.13,
     "detect": 0.1,
-    "edit": 0.16,
-    "control": 0.08,
-    "describe": 0.06,
-    "question": 0.04,
-    "second question": 0.04,
+    "edit": 0.2,
+    "control": 0.04,
+    "describe": 0.03,
+    "question": 0.06,
+    "second question": 0.03,
     "conversation": 0.08,
 }
 SHAPED = ("text_to_image", "depth", "segment", "normals", "pose")  # kinds also made at other aspect ratios
@@ -133,8 +133,9 @@ NANO_MGPT1 = Recipe(
     examples={
         **dict.fromkeys(MGPT1_SQUARE, 4000),
         **{pool: 10000 for pool in MGPT1_SQUARE if pool[0] in WORDED},
-        ("edit", BIG_SQUARE): 6000,
-        **{(kind, size): 800 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+        **{(kind, BIG_SQUARE): 6000 for kind in ("segment", "pose", "edit")},
+        **{(kind, size): 1000 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+        **{("text_to_image", size): 3000 for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
@@ -166,13 +167,14 @@ MGPT2_KINDS = {
     **{f"{kind}_panel": 0.05 for kind in PANEL_MAPS},
     "subject": 0.16,
     "subject_described": 0.04,
-    "edit_panel": 0.2,
+    "edit_panel": 0.25,
 }
 MGPT2_ALL = {
     **{(kind, SQUARE): w for kind, w in MGPT2_KINDS.items()},
-    **{("text_to_image", size): 0.08 for size in (WIDE, TALL)},
+    **{("text_to_image", size): 0.1 for size in (WIDE, TALL)},
     **{(f"{kind}_panel", size): 0.02 for kind in PANEL_MAPS for size in (WIDE, TALL)},
-    **{("edit_panel", size): 0.02 for size in (WIDE, TALL)},
+    **{("pose_panel", size): 0.05 for size in (WIDE, TALL)},
+    **{("edit_panel", size): 0.1 for size in (WIDE, TALL)},
 }
 MGPT2_VQ = VQRecipe(
     steps=1450,
@@ -227,8 +229,10 @@ NANO_OMNI = replace(
     ),
     examples={
         **{pool: 5000 if pool[1] == SQUARE else 1500 for pool in MGPT2_ALL},
-        **{("text_to_image", size): 8000 if size == SQUARE else 3000 for size in (SQUARE, WIDE, TALL)},
+        **{("text_to_image", size): 8000 if size == SQUARE else 4000 for size in (SQUARE, WIDE, TALL)},
         **{(kind, SQUARE): 12000 for kind in ("edit_panel", "subject")},
+        **{("edit_panel", size): 5000 for size in (WIDE, TALL)},
+        **{("pose_panel", size): 2500 for size in (WIDE, TALL)},
     },
     words=700,
     looks_back=_looking(-1, *ALL_ROUND),  # at the panel above

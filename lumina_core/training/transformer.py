@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..devices import quick_in_bfloat16
 from ..transformer import Transformer
 from ..unirep import Vocabulary
 from .batches import Batches, Phase, Plan
@@ -144,7 +145,7 @@ def train_transformer(
 
     The `codebook` (codes, dims) tells which codes are near each other; a recipe without `softness` needs none.
 
-    On CUDA the passes run in bfloat16 (autocast) and the weights stay float32.
+    Where the device is quick in bfloat16 the passes run in it (autocast); the weights stay float32.
     """
     device = torch.device(device)
     model.to(device)
@@ -176,7 +177,7 @@ def train_transformer(
         tokens, labels = (t.to(device, non_blocking=True) for t in batches[step])
         for group in (g for optimiser in optimisers for g in optimiser.param_groups):
             group["lr"] = learning_rate(step, recipe.steps, recipe.lr, recipe.warmup)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=quick_in_bfloat16(device)):
             loss = losses(model, tokens, labels)
         model.zero_grad(set_to_none=True)
         loss.backward()

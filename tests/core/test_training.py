@@ -19,6 +19,7 @@ from lumina_core.training.judge import judge
 from lumina_core.training.recipes import NANO_MGPT2, SQUARE, WIDE
 from lumina_core.training.transformer import TransformerRecipe
 from lumina_core.training.vq import VQRecipe
+from lumina_core.transformer import Transformer
 
 SIZES = ((64, 64), (96, 64), (64, 96), (96, 96))
 
@@ -141,6 +142,23 @@ def test_training_resumed_equals_training_in_one_go_and_the_result_loads(tmp_pat
     prompt = model.prompt("a red circle", size=(96, 64))
     events = list(generate(model.transformer, model.vocabulary, prompt, Sampling(seed=1)))
     assert any(isinstance(e, PictureFinished) for e in events)
+
+
+@pytest.mark.parametrize("named, quick", [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
+def test_passes_run_in_bfloat16_where_the_processor_is_quick_in_it(tmp_path, monkeypatch, named, quick):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {named: True}, raising=False)
+    computed = set()
+    scores = Transformer.scores
+
+    def watched(model, hidden):
+        computed.add(model.lm_head(hidden).dtype)
+        return scores(model, hidden)
+
+    monkeypatch.setattr(Transformer, "scores", watched)
+    run(tmp_path, monkeypatch, tiny_recipe(1, 2))
+    assert computed == {torch.bfloat16 if quick else torch.float32}
+    state = torch.load(tmp_path / "transformer.pt")["model"]
+    assert {w.dtype for w in state.values()} == {torch.float32}, "the weights themselves stay whole"
 
 
 def test_training_goes_on_from_an_earlier_checkpoint_with_other_words(tmp_path, monkeypatch):

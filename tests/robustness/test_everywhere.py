@@ -34,13 +34,12 @@ POSIX_CALLS = re.compile(
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
 # What is asked of CUDA by name: each stands behind a question for the device, as the next tests hold.
 CUDA = {
-    "lumina_core/devices.py",  # picks the best device there is
+    "lumina_core/devices.py",  # picks the best device there is, and tells where 16 bits are quick
     "lumina_core/families/__init__.py",  # whether a card computes in bf16
     "lumina_core/sampling/graphs.py",  # CUDA graphs
     "lumina_core/sampling/room.py",  # free memory
     "lumina_core/shortage.py",  # what CUDA says when memory runs out, and its caches
     "lumina_core/errors.py",  # the same, for a host that waits for torch's own error
-    "lumina_core/training/transformer.py",  # 16-bit passes
     *(
         f"lumina_core/bench/{name}.py" for name in ("baseline", "floor", "measure", "report")
     ),  # clocks and peaks
