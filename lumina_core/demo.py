@@ -14,6 +14,7 @@ from .training.evaluate import Outcome, outcomes
 from .training.examples import Size, example, task_of
 from .training.recipes import RECIPES
 
+TITLES = {"restore_tile": "Restore, a piece of a larger picture"}  # of kinds whose names do not say it
 EACH = {"text_to_image": 2, "edit_panel": 4, "edit": 3, "restore": 6}  # examples of a kind and size; else one
 
 Report = Callable[[str, int, int], object]
@@ -59,5 +60,5 @@ def cell(model: Model, kind: str, outcome: Outcome) -> Cell:
     new = outcome.panels[1:] if model.template(e.task).given_panel else outcome.panels
     said = " · ".join(part.replace(IMAGE, "").strip() for part in (*e.earlier, e.text)).strip()
     written = outcome.text.strip()
-    title = kind.removesuffix("_panel").replace("_", " ").capitalize()
+    title = TITLES.get(kind) or kind.removesuffix("_panel").replace("_", " ").capitalize()
     return Cell(title, said, (*e.given, *new), given=len(e.given), written=written)

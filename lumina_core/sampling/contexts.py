@@ -64,7 +64,8 @@ class Contexts:
         for filled, tokens in zip(ids, prefixes, strict=True):
             filled[: len(tokens)] = torch.tensor(list(tokens))
         # What stands behind a shorter row is written over before anything may look at it.
-        hidden = self.transformer(ids.to(self.device), 0, self.cache, slice(row, row + len(ids)))
+        rows = slice(row, row + len(ids))
+        hidden = self.transformer(ids.to(self.device), 0, self.cache, rows, parts=self.parts)
         return torch.stack([hidden[i, len(tokens) - 1] for i, tokens in enumerate(prefixes)])
 
     def advance(
