@@ -130,10 +130,12 @@ def judge_edges(task: str, done: Sequence[Outcome]) -> list[Figure]:
 def judge_edit(task: str, done: Sequence[Outcome]) -> list[Figure]:
     told = [o for o in done if o.example.edit is not None]
     moved = [measures.unrelated_change(o.example.edit, o.picture) for o in told]
+    kept = [k for o in told for k in measures.others_kept(o.example.edit, o.picture)]
     still = [o for o in done if o.example.edit is None]
     figures = [
         _share(task, "edits that land", [measures.lands(o.example.edit, o.picture) for o in told], 0.85),
         _mean(task, "change of unrelated pixels", [m for m in moved if m is not None], "", 0.05),
+        _share(task, "other objects in their colours", kept),
     ]
     if still:
         gains = [measures.psnr(o.picture, o.example.drawn[-1]) for o in still]

@@ -116,6 +116,12 @@ def lands(e: edits.Edit, drawn: np.ndarray) -> bool:
     return verdict.colour and verdict.shape
 
 
+def others_kept(e: edits.Edit, drawn: np.ndarray) -> list[bool]:
+    """Of every object that was not named, whether it has its colour still."""
+    verdicts = zip(e.after.objects, judge(e.after, drawn), strict=True)
+    return [verdict.colour for o, verdict in verdicts if o is not e.new]
+
+
 def _gone(after: world.Scene, old: world.Object, drawn: np.ndarray) -> bool:
     """Whether most of what an object covered shows the ground."""
     covered = world.coverage(old, after.width, after.height) > 0.5

@@ -82,17 +82,17 @@ ALL_ROUND = (
 )
 
 MGPT1_KINDS = {  # kind -> weight in the mixture
-    "text_to_image": 0.15,
-    "depth": 0.02,
-    "segment": 0.14,
-    "normals": 0.02,
-    "pose": 0.13,
+    "text_to_image": 0.13,
+    "depth": 0.03,
+    "segment": 0.11,
+    "normals": 0.03,
+    "pose": 0.1,
     "detect": 0.1,
-    "edit": 0.2,
-    "control": 0.04,
-    "describe": 0.03,
-    "question": 0.06,
-    "second question": 0.03,
+    "edit": 0.16,
+    "control": 0.08,
+    "describe": 0.06,
+    "question": 0.04,
+    "second question": 0.04,
     "conversation": 0.08,
 }
 SHAPED = ("text_to_image", "depth", "segment", "normals", "pose")  # kinds also made at other aspect ratios
@@ -133,9 +133,8 @@ NANO_MGPT1 = Recipe(
     examples={
         **dict.fromkeys(MGPT1_SQUARE, 4000),
         **{pool: 10000 for pool in MGPT1_SQUARE if pool[0] in WORDED},
-        **{(kind, BIG_SQUARE): 6000 for kind in ("segment", "pose", "edit")},
-        **{(kind, size): 1000 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
-        **{("text_to_image", size): 3000 for size in (BIG_WIDE, BIG_TALL)},
+        ("edit", BIG_SQUARE): 6000,
+        **{(kind, size): 800 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
@@ -246,7 +245,7 @@ NANO_OMNI = replace(
         "tasks": {
             **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
             **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
-            "edit": {"cfg": 2.0, "temperature": 0.0},
+            "edit": {"cfg": 1.5, "temperature": 0.0},
             **{kind: {"cfg": 1.5, "temperature": 0.0} for kind in ("subject", "subject_described")},
         },
     },

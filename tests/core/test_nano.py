@@ -47,7 +47,7 @@ def test_held_out_captions_are_drawn_as_told(model):
 
 @pytest.mark.parametrize("model", ["nano-mgpt2-omni"], indirect=True)
 @pytest.mark.parametrize(
-    ("kind", "least"), [("pose_panel", 0.7), ("subject", 0.65), ("control_depth", 0.7), ("edit_panel", 0.5)]
+    ("kind", "least"), [("pose_panel", 0.85), ("subject", 0.7), ("control_depth", 0.75), ("edit_panel", 0.5)]
 )
 def test_held_out_panels_are_drawn_as_told(model, kind, least):
     """Keypoints found, subjects kept, shapes that follow the map, edits that land; near the model card."""

@@ -216,6 +216,11 @@ def test_judges_refuse_near_misses():
         assert measures.lands(e, world.picture(e.after))
         assert not measures.lands(e, world.picture(e.before))
         assert not measures.unrelated_change(e, world.picture(e.after))
+        others = [x for x in e.after.objects if x is not e.new]
+        other_colours = {x: replace(x, colour="red" if x.colour != "red" else "blue") for x in others}
+        swept_along = replace(e.after, objects=tuple(other_colours.get(x, x) for x in e.after.objects))
+        assert measures.others_kept(e, world.picture(e.after)) == [True] * len(others)
+        assert measures.others_kept(e, world.picture(swept_along)) == [False] * len(others)
         o = s.objects[0]
         moved = replace(s, objects=(replace(o, x=o.x + 9, y=o.y), *s.objects[1:]))
         joints, total = measures.keypoints_found(s, maps.pose(moved))
