@@ -56,7 +56,7 @@ def _table(*templates: Template) -> dict[str, Template]:
 
 
 MAPS = {"depth": "depth map", "canny": "canny edge map", "hed": "hed edge map", "pose": "pose estimation map"}
-_CHANGE = "what to change, for example 'make the circle green'"
+_CHANGE = "what to change, for example 'Make the circle green.'"
 _LOWER = {"panels": 2, "images": 1, "given_panel": True}
 MGPT2 = _table(
     TEXT_TO_IMAGE,

@@ -38,7 +38,7 @@ class Edit(io.ComfyNode):
             inputs=[
                 task_model_socket("edit"),
                 task_image_input("The picture to change, or a batch of them, of any size."),
-                text_input("what to change", "What to change, in words: 'make the circle green'."),
+                text_input("what to change", "What to change, in words: 'Make the circle green.'"),
                 seed_input(),
                 *task_inputs(
                     keep_size_input(),
