@@ -81,7 +81,7 @@ def test_free_gives_the_memory_back(comfy, figure):
     try:
         nbytes = large.build(fresh.base / "models" / "lumina_mgpt" / "roomy", large.SMALL, 1)
         fresh.start(**GIVES_BACK)
-        run(fresh, graph(text="so that everything is imported", precision="bf16"))  # and 16-bit kernels are there
+        run(fresh, graph(text="so that everything is imported, kernels too", precision="bf16"))
         fresh.free()
         time.sleep(5)
         before = fresh.memory()
