@@ -142,8 +142,8 @@ def test_a_changed_seed_does_not_load_again_and_draws_the_library_s_batch(comfy,
 
 
 def test_finished_rows_are_previewed_at_most_twice_a_second(comfy, first, figure):
-    large = comfy.run(graph(width=192, height=192, seed=31))
-    for run, shape in ((first, (64, 96, 3)), (large, (192, 192, 3))):
+    large = comfy.run(graph(width=320, height=320, seed=31))
+    for run, shape in ((first, (64, 96, 3)), (large, (320, 320, 3))):
         assert 1 <= len(run.previews) <= 2 + 2 * run.seconds
         assert {pixels(p).shape for p in run.previews} == {shape}
         figure("previews", (len(run.previews), run.seconds))
