@@ -60,5 +60,5 @@ def cell(model: Model, kind: str, outcome: Outcome) -> Cell:
     new = outcome.panels[1:] if model.template(e.task).given_panel else outcome.panels
     said = " · ".join(part.replace(IMAGE, "").strip() for part in (*e.earlier, e.text)).strip()
     written = outcome.text.strip()
-    title = TITLES.get(kind) or kind.removesuffix("_panel").replace("_", " ").capitalize()
+    title = TITLES.get(kind, kind.removesuffix("_panel").replace("_", " ").capitalize())
     return Cell(title, said, (*e.given, *new), given=len(e.given), written=written)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
 from ..boxes import Box, drawn_boxes
 from . import edits, maps, world
-from .judge import PALETTE, judge
+from .judge import PALETTE, Verdict, judge
 
 PIXELS_OFF = 4.0  # a keypoint may lie so far from its place
 OVERLAP = 0.6  # intersection over union from which a box counts as found
@@ -112,14 +113,18 @@ def lands(e: edits.Edit, drawn: np.ndarray) -> bool:
         return False
     if e.new is None:
         return True
-    [verdict] = [v for o, v in zip(e.after.objects, judge(e.after, drawn), strict=True) if o is e.new]
+    [verdict] = [v for o, v in _verdicts(e, drawn) if o is e.new]
     return verdict.colour and verdict.shape
 
 
 def others_kept(e: edits.Edit, drawn: np.ndarray) -> list[bool]:
     """Of every object that was not named, whether it has its colour still."""
-    verdicts = zip(e.after.objects, judge(e.after, drawn), strict=True)
-    return [verdict.colour for o, verdict in verdicts if o is not e.new]
+    return [verdict.colour for o, verdict in _verdicts(e, drawn) if o is not e.new]
+
+
+def _verdicts(e: edits.Edit, drawn: np.ndarray) -> Iterator[tuple[world.Object, Verdict]]:
+    """Every object that is there after the edit, and what the judge saw of it."""
+    return zip(e.after.objects, judge(e.after, drawn), strict=True)
 
 
 def _gone(after: world.Scene, old: world.Object, drawn: np.ndarray) -> bool:
