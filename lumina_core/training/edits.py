@@ -74,6 +74,11 @@ def edit(scene: world.Scene, rng: np.random.Generator) -> Edit:
     return Edit(kind, text, scene, after, old, new)
 
 
+def casual(instruction: str) -> str:
+    """An instruction as people also type it: no capital and no full stop."""
+    return instruction[0].lower() + instruction[1:].removesuffix(".")
+
+
 def reference(scene: world.Scene, o: world.Object) -> str:
     """The shortest words that name one object of a scene: its shape, with its colour where that is needed."""
     alone = sum(other.shape == o.shape for other in scene.objects) == 1

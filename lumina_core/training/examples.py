@@ -112,6 +112,8 @@ def _edit(
 @_maker("edit")
 def _edit_one(s: world.Scene, rng: np.random.Generator) -> Example:
     text, e, after = _edit(s, rng, 0.05)
+    if e is not None and rng.random() >= 0.5:
+        text = edits.casual(text)
     return Example("edit", text, _size(s), s, (world.picture(s),), drawn=(after,), edit=e)
 
 

@@ -82,18 +82,18 @@ ALL_ROUND = (
 )
 
 MGPT1_KINDS = {  # kind -> weight in the mixture
-    "text_to_image": 0.13,
-    "depth": 0.03,
-    "segment": 0.11,
-    "normals": 0.03,
-    "pose": 0.1,
-    "detect": 0.1,
-    "edit": 0.16,
-    "control": 0.08,
-    "describe": 0.06,
-    "question": 0.04,
-    "second question": 0.04,
-    "conversation": 0.08,
+    "text_to_image": 0.17,
+    "depth": 0.01,
+    "segment": 0.14,
+    "normals": 0.01,
+    "pose": 0.14,
+    "detect": 0.13,
+    "edit": 0.2,
+    "control": 0.03,
+    "describe": 0.03,
+    "question": 0.07,
+    "second question": 0.03,
+    "conversation": 0.09,
 }
 SHAPED = ("text_to_image", "depth", "segment", "normals", "pose")  # kinds also made at other aspect ratios
 WORDED = ("text_to_image", "describe", "question", "second question", "conversation")  # show but one picture
@@ -133,14 +133,16 @@ NANO_MGPT1 = Recipe(
     examples={
         **dict.fromkeys(MGPT1_SQUARE, 4000),
         **{pool: 10000 for pool in MGPT1_SQUARE if pool[0] in WORDED},
-        ("edit", BIG_SQUARE): 6000,
-        **{(kind, size): 800 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+        **{(kind, BIG_SQUARE): 6000 for kind in ("segment", "pose", "detect")},
+        ("edit", BIG_SQUARE): 8000,
+        **{(kind, size): 1200 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+        **{("text_to_image", size): 3000 for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
     looks_back=_looking(4, *ALL_ROUND),
     training=TransformerRecipe(
-        phases=_phases((5700, MGPT1_ALL)),
+        phases=_phases((7000, MGPT1_ALL)),
         softness=0.3,
         text_weight=5.0,
         guided=frozenset({"text_to_image", "control", "edit"}),
