@@ -43,6 +43,13 @@ class Box:
         right, bottom = round(self.right * x) + left, round(self.bottom * y) + top
         return Box(*first, max(right, first[0] + 1), max(bottom, first[1] + 1))
 
+    def within(self, size: tuple[int, int]) -> Box:
+        """What of the box lies in a picture of this size (width, height); a pixel of it at the least."""
+        left, top = min(self.left, size[0] - 1), min(self.top, size[1] - 1)
+        return Box(
+            left, top, max(left + 1, min(self.right, size[0])), max(top + 1, min(self.bottom, size[1]))
+        )
+
 
 def drawn_boxes(drawn: np.ndarray, given: np.ndarray, least: int = 4) -> list[Box]:
     """Boxes in a drawn picture (h, w, 3) that are not in the given one: frames or filled ones, read from top left.

@@ -75,11 +75,6 @@ def draw_grids(model: Model, prompt: Prompt, sampling: Sampling, label: str = "d
     return grids
 
 
-def default_size(model: Model) -> tuple[int, int]:
-    """Width and height where no option says them."""
-    return model.own_size
-
-
 def run_demo(args: argparse.Namespace, say: Say) -> None:
     from .demo import demo
 
@@ -108,7 +103,7 @@ def run_generate(args: argparse.Namespace, say: Say) -> None:
     writable_folder(out.parent)
     model = open_model(args)
     sampling = sampling_of(model, args)
-    prompt = model.prompt(args.prompt, size=args.size or default_size(model))
+    prompt = model.prompt(args.prompt, size=args.size or model.own_size())
     pictures = draw(model, prompt, sampling)
     for i, picture in enumerate(pictures):
         file = out if len(pictures) == 1 else out.with_stem(f"{out.stem}_{i:02d}")
@@ -129,7 +124,7 @@ def run_many(args: argparse.Namespace, say: Say) -> None:
             bar.set_description_str(text)
             bar.update(done - bar.n)
 
-        size = args.size or default_size(model)
+        size = args.size or model.own_size()
         done = many.run(model, args.prompts, folder, sampling_of(model, args), report, size=size)
     for file, why in done.failed:
         say(f"not drawn: {file.name}: {why}")
@@ -139,7 +134,7 @@ def run_many(args: argparse.Namespace, say: Say) -> None:
 def run_bench(args: argparse.Namespace, say: Say) -> None:
     from . import bench
 
-    for line in bench.run(args, open_model, default_size):
+    for line in bench.run(args, open_model, Model.own_size):
         say(line)
 
 

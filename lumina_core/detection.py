@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,15 +43,20 @@ class Detections:
         return boxes.to_json([(picture.size, found) for picture, found in pairs], self.label)
 
 
-def detections(model: Model, answers: Sequence[tuple[Request, TokenGrid]], label: str) -> Detections:
+def detections(
+    model: Model,
+    answers: Sequence[tuple[Request, TokenGrid]],
+    label: str,
+    watched: Callable[[Sequence], Iterator] = iter,
+) -> Detections:
     """The boxes that a model drew in answer to "detect", compared with each picture as its codes show it."""
     every = []
-    for request, grid in answers:
+    for request, grid in watched(answers):
         place = request.placement
         fitted = (stretch if place.fit == "stretch" else crop)(request.picture, place.size)
         given = model.decode(model.encode(fitted).codes)
         left, top, right, bottom = place.box
         x, y = (right - left) / place.size[0], (bottom - top) / place.size[1]
         found = boxes.drawn_boxes(model.decode(grid.codes), given)
-        every.append(tuple(box.scaled(x, y, left, top) for box in found))
+        every.append(tuple(box.scaled(x, y, left, top).within(request.picture.size) for box in found))
     return Detections(label, tuple(request.picture for request, _ in answers), tuple(every))

@@ -28,9 +28,9 @@ class Template:
     asks: str = "what to draw, for example 'a red circle, white background'"  # what {prompt} is to say
     like: str = ""  # the task it is trained as, where it is a special case of another
 
-    @property
-    def needs_text(self) -> bool:
-        return "{prompt}" in self.text and not self.text_optional
+    def needs_text(self, wording: str) -> bool:
+        """Whether the task, in this wording, cannot be asked without {prompt}."""
+        return "{prompt}" in wording and not self.text_optional
 
 
 _PAIR = (
@@ -45,10 +45,10 @@ _DESCRIBED = (
     "Generate a dual-panel image of {{width}}x{{height}} where the <upper half> displays: {0}, while the <lower half> "
     "shows the image according to the object and following prompt: {{prompt}}."
 )
+SIZE = " of {width}x{height}"
 TEXT_TO_IMAGE = Template(
-    "text_to_image", "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
+    "text_to_image", f"Generate an image{SIZE} according to the following prompt:\n{{prompt}}"
 )
-NO_SIZE = "Generate an image according to the following prompt:\n{prompt}"  # 10 % of training items of 2.0
 
 
 def _table(*templates: Template) -> dict[str, Template]:
@@ -128,6 +128,11 @@ class Prompt:
     # entry i, beginning again behind the last. Empty: all are drawn.
     kept: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
+    @property
+    def picture_panel(self) -> int:
+        """Which panel shows the picture that is asked for: the last behind a given one, the first of a pair."""
+        return 0 if self.open_at is None else -1
+
     def __repr__(self) -> str:
         size = f"{self.units[1] * UNIT}x{self.units[0] * UNIT}" if self.units else "free size"
         what = f"{self.family} {self.task}, {len(self.tokens)} tokens, {self.expects}, {size}"
@@ -140,6 +145,20 @@ def fill(template: str, prompt: str, units: tuple[int, int] | None, subject: str
     if units:
         out = out.replace("{width}", str(units[1] * UNIT)).replace("{height}", str(units[0] * UNIT))
     return out.replace("{prompt}", prompt)
+
+
+def without_size(wording: str) -> str:
+    """A wording that leaves the size to the model: " of {width}x{height}" left out, as in 10 % of 2.0's training items.
+
+    An `InputError` where it names the size in another way.
+    """
+    out = wording.replace(SIZE, "")
+    if "{width}" in out or "{height}" in out:
+        raise InputError(
+            f"The template names {{width}} or {{height}}, but the model is to choose the size: {wording[:80]!r}. Set "
+            f"width and height, or write the size as '{SIZE}', which is left out then."
+        )
+    return out
 
 
 def place_pictures(turns: Sequence[str | None], images: int) -> list[str | None]:

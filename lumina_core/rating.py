@@ -82,7 +82,10 @@ def check_candidates(grids: Sequence[TokenGrid]) -> None:
         )
 
 
-def decoded(model: Model, grids: Sequence[TokenGrid], watched: Watched = iter) -> list[Image.Image]:
-    """The pictures of code grids, the last panel alone where there are several."""
+def decoded(
+    model: Model, prompt: Prompt, grids: Sequence[TokenGrid], watched: Watched = iter
+) -> list[Image.Image]:
+    """The pictures that were drawn of a prompt, of several panels the one that it asks for."""
+    shown = [grid.split()[prompt.picture_panel] for grid in grids]
     with torch.inference_mode():
-        return [Image.fromarray(model.decode(grid.split()[-1].codes)) for grid in watched(grids)]
+        return [Image.fromarray(model.decode(grid.codes)) for grid in watched(shown)]

@@ -90,8 +90,8 @@ def ask(
     """A task about one picture, for any family that has it; an `InputError` where the checkpoint has it not.
 
     The picture is brought to `size` (width, height), or to its `working_size`, by `fit` "stretch" or "crop". `template`
-    replaces the wording, `subject` fills its {subject}. `tokens` are the picture as an earlier answer drew it; they are
-    taken as they are, so nothing is lost on the way.
+    replaces the wording, `subject` fills its {subject}. `tokens` are the picture as an earlier answer drew it, by
+    the same `fit`; they are taken as they are, so nothing is lost on the way.
     """
     entry = model.template(task)
     if entry.images != 1:
@@ -103,7 +103,7 @@ def ask(
         )
     if tokens is not None:
         factor = model.vq.config.factor
-        size, fit = (tokens.codes.shape[1] * factor, tokens.codes.shape[0] * factor), "stretch"
+        size = tokens.codes.shape[1] * factor, tokens.codes.shape[0] * factor
     size = size or working_size(model, task, picture, side)
     given = picture if tokens is None else tokens
     wording = {"template": template or None, "subject": subject}

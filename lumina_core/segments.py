@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ STEP = 256 // LEVELS
 ROUNDS = 3  # of moving a colour to the middle of what is near it
 GROWTH = 64  # pixels a region grows at most; what lies further off goes to the kept region of nearest colour
 BLOCK = 1024  # colours compared at once
+Watched = Callable[[Sequence], Iterator]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,9 @@ class Segment:
         return float(self.mask.mean())
 
 
-def segments(pictures: np.ndarray, tolerance: float = 64.0, min_area: float = 0.005) -> list[Segment]:
+def segments(
+    pictures: np.ndarray, tolerance: float = 64.0, min_area: float = 0.005, watched: Watched = iter
+) -> list[Segment]:
     """The segments of a batch (B, H, W, 3) in bytes: largest area first, ties by colour (red, green, blue).
 
     Colours within `tolerance` of each other (Euclidean, of 441) are one. A region that is smaller than `min_area` of
@@ -48,13 +52,14 @@ def segments(pictures: np.ndarray, tolerance: float = 64.0, min_area: float = 0.
     counts = np.bincount(cells.ravel(), minlength=len(values))
     colours = _colours(values, counts, tolerance)
     labels = _nearest(values, colours)[cells]
-    kept = _kept(labels, colours, tolerance, min_area)
+    kept = _kept(labels, colours, tolerance, min_area, watched)
     if not kept:
         most = _largest_share(labels, len(colours)).max()
         raise InputError(
             f"min_area is {min_area}, but the largest segment covers {most:.4f} of the picture. Lower it."
         )
-    grown = np.stack([_grown(*frame, colours, kept) for frame in zip(labels, pictures, strict=True)])
+    frames = list(zip(labels, pictures, strict=True))
+    grown = np.stack([_grown(*frame, colours, kept) for frame in watched(frames)])
     found = []
     for i in kept:
         r, g, b = (int(c) for c in np.median(pictures[labels == i], 0))
@@ -63,14 +68,18 @@ def segments(pictures: np.ndarray, tolerance: float = 64.0, min_area: float = 0.
 
 
 def masks_of(
-    images: torch.Tensor, tolerance: float = 64.0, min_area: float = 0.005, drop_black: bool = False
+    images: torch.Tensor,
+    tolerance: float = 64.0,
+    min_area: float = 0.005,
+    drop_black: bool = False,
+    watched: Watched = iter,
 ) -> tuple[list[torch.Tensor], str]:
     """Masks (B, H, W) in 0..1 of the segments of a float batch (B, H, W, C), in their order, and their list as JSON.
 
     `drop_black` leaves black out, which stands for what has no label, unless it is all there is.
     """
     pictures = np.stack([np.asarray(picture) for picture in from_tensor(images)])
-    found = segments(pictures, tolerance, min_area)
+    found = segments(pictures, tolerance, min_area, watched)
     if drop_black:
         found = [s for s in found if np.linalg.norm(s.colour) > tolerance / 2] or found
     said = [
@@ -128,14 +137,16 @@ def _colours(values: np.ndarray, counts: np.ndarray, tolerance: float) -> np.nda
     return np.array(colours)
 
 
-def _kept(labels: np.ndarray, colours: np.ndarray, tolerance: float, min_area: float) -> list[int]:
+def _kept(
+    labels: np.ndarray, colours: np.ndarray, tolerance: float, min_area: float, watched: Watched
+) -> list[int]:
     """The labels that are regions of their own: large enough, and no band of a fading edge."""
     shares = _largest_share(labels, len(colours))
     order = sorted(range(len(colours)), key=lambda i: (-shares[i], i))
     large = [i for i in order if shares[i] >= min_area and shares[i] > 0]
     reach = max(1, round(min(labels.shape[1:]) / 64))
     kept: list[int] = []
-    for i in large:
+    for i in watched(large):
         if not (_between(colours[i], colours[kept], tolerance) and _thin(labels == i, reach)):
             kept.append(i)
     return kept

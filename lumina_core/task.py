@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from . import InputError, Model, Sampling, ask, detections, many, task_of
-from .commands import Say, default_size, draw_grids, open_model, sampling_of, writable_folder
+from .commands import Say, draw_grids, open_model, sampling_of, writable_folder
 from .files import write_whole
 from .talk import read_picture
 
@@ -50,7 +50,7 @@ def answers_to(
     """The answers (H, W, 3) about each picture; boxes that were found are drawn, said and written beside `out`."""
     whole = args.name != "subject"
     fit = args.fit or ("stretch" if whole else "crop")
-    size = args.size or (None if whole else default_size(model))
+    size = args.size or (None if whole else model.own_size(task))
     how = {"fit": fit, "size": size, "template": args.template, "subject": args.subject}
     requests = [ask(model, task, image, args.prompt, **how) for image in images]
     answers = [
@@ -69,7 +69,7 @@ def answers_to(
 
 def drawn_pairs(model: Model, task: str, args: argparse.Namespace, sampling: Sampling) -> list[np.ndarray]:
     """Picture, map, picture, map, ... of a prompt."""
-    size = args.size or default_size(model)
+    size = args.size or model.own_size(task)
     prompt = model.prompt(args.prompt, task=task, size=size, template=args.template or None)
     grids = draw_grids(model, prompt, sampling)
     return [model.decode(panel.codes) for grid in grids for panel in grid.split()]

@@ -129,7 +129,7 @@ class BestOf(io.ComfyNode):
         if score == LIKELIHOOD:
             values = jobs.likelihoods(model, prompt, grids)
         elif score == ANSWER:
-            values = jobs.agreements(judge, question, jobs.pictures(model, grids))
+            values = jobs.agreements(judge, question, jobs.pictures(model, prompt, grids))
         ranking = Ranking(tuple(values))
         table = ranking.table(score, None if tokens else sampling.seed)
         show_on_node(table)

@@ -25,14 +25,16 @@ def prompt(
 ) -> Prompt:
     """The token prefix of a task; given images are encoded. Of `keep` all is kept that `mask` does not touch.
 
-    A side of 0 is the checkpoint's own. With images or kept tokens and both sides 0, the size is theirs.
+    A side of 0 is the checkpoint's own. With images or kept tokens and both sides 0, the size is theirs: that of the
+    tokens, or the one that the task brings the picture to.
     """
     model = hosted.model
-    if size is not None and not all(size):
-        own = [side or mine for side, mine in zip(size, model.own_size, strict=True)]
-        size = None if (images or keep) and not any(size) else tuple(own)
+    if size is not None:
+        size = None if (images or keep) and not any(size) else model.size_for(task, *size)
+    if size is None and images and not keep and model.template(task).given_panel:
+        size = lumina_core.working_size(model, task, images[0])
     if images:
-        hosted.place_vq([size] if size else _sizes(images))
+        hosted.place_vq([size] if size else _sizes_asked_about(hosted, images))
     if keep is None and mask is not None:
         raise InputError("A mask is connected but no tokens: connect the tokens of the picture to redraw.")
     if keep and size is None:
@@ -52,16 +54,14 @@ def decode(hosted: HostedModel, grids: Sequence[TokenGrid]) -> list[torch.Tensor
     model = hosted.model
     if not grids:
         raise InputError("There are no tokens to decode: the model drew no picture.")
-    if odd := next((g for g in grids if g.family != model.family.id), None):
-        raise InputError(f"The tokens are of family {odd.family}; '{model.name}' cannot decode them.")
     hosted.place_vq(_drawn_sizes(hosted, grids))
     return to_image([model.decode(grid.codes) for grid in watched(grids)])
 
 
-def pictures(hosted: HostedModel, grids: Sequence[TokenGrid]) -> list[Image.Image]:
-    """The pictures of code grids, the last panel alone where there are several."""
+def pictures(hosted: HostedModel, prompt: Prompt, grids: Sequence[TokenGrid]) -> list[Image.Image]:
+    """The pictures that were drawn of a prompt, of several panels the one that it asks for."""
     hosted.place_vq(_drawn_sizes(hosted, grids))
-    return lumina_core.decoded(hosted.model, grids, watched)
+    return lumina_core.decoded(hosted.model, prompt, grids, watched)
 
 
 def panels(hosted: HostedModel, prompt: Prompt, sampling: Sampling) -> list[torch.Tensor]:
@@ -87,7 +87,7 @@ def restore(hosted: HostedModel, picture: Image.Image, sampling: Sampling, **opt
 def ask(hosted: HostedModel, chat: Chat, question: str, images: Sequence[Image.Image]) -> tuple[Chat, Prompt]:
     """A chat with one more question, and the prompt whose answer comes next; images are encoded."""
     if images:
-        hosted.place_vq(_sizes(images))
+        hosted.place_vq(_sizes_asked_about(hosted, images))
     chat = chat.ask(hosted.model, question, images)
     return chat, chat.prompt(hosted.model)
 
@@ -101,7 +101,7 @@ def likelihoods(hosted: HostedModel, prompt: Prompt, grids: Sequence[TokenGrid])
 
 def agreements(hosted: HostedModel, question: str, pictures: Sequence[Image.Image]) -> list[float]:
     """How much rather the model answers a question about each picture with yes than with no, 0 to 1."""
-    hosted.place_vq(_sizes(pictures))
+    hosted.place_vq(_sizes_asked_about(hosted, pictures))
     prompts = lumina_core.question_prompts(hosted.model, question, pictures, watched)
     tokens = max(len(prompt.tokens) for prompt in prompts)
     hosted.place_transformer(lumina_core.pass_nbytes(hosted.model.transformer, tokens))
@@ -123,11 +123,12 @@ def asked(
             "same node, or the image alone."
         )
     model = hosted.model
-    size, side = options.get("size"), options.get("side", 0)
+    size, side = options.pop("size", None), options.get("side", 0)
+    size = size and model.size_for(task, *size)
     hosted.place_vq([size or lumina_core.working_size(model, task, image, side) for image in images])
     grids = list(tokens) or [None] * len(images)
     return [
-        lumina_core.ask(model, task, image, text, tokens=grid, **options)
+        lumina_core.ask(model, task, image, text, size=size, tokens=grid, **options)
         for image, grid in watched(list(zip(images, grids, strict=True)))
     ]
 
@@ -160,7 +161,7 @@ def found(
 ) -> tuple[torch.Tensor, str, torch.Tensor]:
     """The boxes that answers show: drawn as an IMAGE batch, as JSON, and as masks."""
     hosted.place_vq([request.placement.size for request, _ in answers])
-    boxes = lumina_core.detections(hosted.model, list(watched(answers)), label)
+    boxes = lumina_core.detections(hosted.model, answers, label, watched)
     return for_output(lumina_core.to_tensor(boxes.drawn())), boxes.json(), for_output(boxes.masks())
 
 
@@ -174,7 +175,15 @@ def _sizes(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
     return [image.size for image in images]
 
 
+def _sizes_asked_about(hosted: HostedModel, images: Sequence[Image.Image]) -> list[tuple[int, int]]:
+    """Width and height in pixels that pictures are brought to where a prompt or a conversation names no size."""
+    model = hosted.model
+    return [model.family.input_size(*image.size, model.sizes()) for image in images]
+
+
 def _drawn_sizes(hosted: HostedModel, grids: Sequence[TokenGrid]) -> list[tuple[int, int]]:
-    """Width and height in pixels of the pictures of code grids."""
+    """Width and height in pixels of the pictures of code grids, or an `InputError` where another family drew one."""
+    if odd := next((g for g in grids if g.family != hosted.model.family.id), None):
+        raise InputError(f"The tokens are of family {odd.family}; '{hosted.model.name}' cannot decode them.")
     factor = hosted.model.vq.config.factor
     return [(grid.codes.shape[1] * factor, grid.codes.shape[0] * factor) for grid in grids]

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError
 from ..image import nearest_size
-from ..prompts import NO_SIZE, Prompt, Template, encode_conversation, fill
+from ..prompts import Prompt, Template, encode_conversation, fill, without_size
 from ..text import IMAGE, Tokenizer
 from ..unirep import TokenGrid, Vocabulary
 
@@ -171,9 +171,9 @@ class Family(ABC):
         """The one of the allowed sizes that a picture of a prompt is cut to."""
         return nearest_size(width, height, sizes)
 
-    def check(self, entry: Template, text: str, images: Sequence) -> None:
+    def check(self, entry: Template, text: str, images: Sequence, template: str | None) -> None:
         """Raises an `InputError` when a task lacks its text or has another number of pictures than it takes."""
-        if entry.needs_text and not text.strip():
+        if entry.needs_text(template or entry.text) and not text.strip():
             raise InputError(f"The prompt is empty; say {entry.asks}.")
         if entry.images is not None and len(images) != entry.images:
             raise InputError(f"Task '{entry.task}' takes {entry.images} picture(s); {len(images)} given.")
@@ -183,8 +183,8 @@ class Family(ABC):
     ) -> str:
         """The question of a task, with its size named where `units` are known and the wording names one."""
         wording = template or entry.text
-        if units is None and template is None and "{width}" in wording:
-            wording = NO_SIZE
+        if units is None:
+            wording = without_size(wording)
         return fill(wording, text, units, subject or entry.subject)
 
     def converse(
@@ -266,7 +266,7 @@ class Family(ABC):
         if len(ids) >= most:
             raise InputError(
                 f"The prompt takes {len(ids)} tokens, pictures included; this checkpoint has {most} positions. "
-                "Shorten the text, or give fewer or smaller pictures."
+                "Shorten the text, give fewer or smaller pictures, or ask for a smaller size or resolution."
             )
         return Prompt(
             self.id,

@@ -63,7 +63,7 @@ class ChameleonFamily(Family):
         crop_seed: int | None = None,
     ) -> Prompt:
         entry = model.template(task)
-        self.check(entry, text, images)
+        self.check(entry, text, images, template)
         units = model.check_size(*size) if size else None
         rng = random.Random(crop_seed) if crop_seed is not None else None
         grids = [self.read(model, picture, size if entry.same_size else None, fit, rng) for picture in images]

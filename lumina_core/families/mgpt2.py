@@ -82,7 +82,7 @@ class Mgpt2(Family):
         crop_seed: int | None = None,
     ) -> Prompt:
         entry = model.template(task)
-        self.check(entry, text, images)
+        self.check(entry, text, images, template)
         units = None
         if size is not None:
             h, w = model.check_size(*size)

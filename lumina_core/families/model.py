@@ -99,19 +99,28 @@ class Model:
         fits = (n for n in range(most, 1, -1) if k * n * (k * n + 1) + 4 <= room)
         return next(fits, 1) * UNIT
 
-    @property
-    def own_size(self) -> tuple[int, int]:
-        """Width and height in pixels where nobody asks for a size: its own first, or a square with room for text.
+    def own_size(self, task: str = "text_to_image") -> tuple[int, int]:
+        """Width and height in pixels of a panel where nobody asks for a size: its own first, or a square.
 
-        The square is the one that the checkpoint is named after, or 768, or 512.
+        The square is the one that the checkpoint is named after, or 768, or 512, with room for text and the other
+        panels of the task.
         """
-        if self.picture_sizes:
-            return self.picture_sizes[0]
+        entry, grid = self.family.templates.get(task), self.vocabulary.grid
+        panels = entry.panels if entry else 1
+        named = next((size for size in self.picture_sizes if size[1] // UNIT * panels in grid), None)
+        if named:
+            return named
         for side in (*([self.side] if self.side else ()), 768, 512):
-            rows, columns = self.vocabulary.codes_shape((side // UNIT, side // UNIT))
-            if rows * (columns + 1) + 256 <= self.config.max_position_embeddings:
+            units = side // UNIT
+            rows, columns = self.vocabulary.codes_shape((units * panels, units))
+            if units * panels in grid and rows * (columns + 1) + 256 <= self.config.max_position_embeddings:
                 return side, side
         return 64, 64
+
+    def size_for(self, task: str, width: int = 0, height: int = 0) -> tuple[int, int]:
+        """The size asked for, each side of 0 being that of the `own_size` of the task."""
+        own_width, own_height = self.own_size(task)
+        return width or own_width, height or own_height
 
     def sizes(self, target: int | None = None) -> list[tuple[int, int]]:
         """The allowed sizes (width, height) of a target square, those that this checkpoint has size tokens for.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..prompts import IGNORE, NO_SIZE, Template, encode_training, fill
+from ..prompts import IGNORE, Template, encode_training, fill, without_size
 from ..text import IMAGE, Tokenizer
 from ..unirep import Vocabulary
 from .examples import Example
@@ -50,7 +50,7 @@ class Language:
     def question(
         self, entry: Template, example: Example, units: tuple[int, int] | None, says_size: bool
     ) -> str:
-        wording = entry.text if says_size or "{width}" not in entry.text or entry.panels > 1 else NO_SIZE
+        wording = entry.text if says_size or entry.panels > 1 else without_size(entry.text)
         return fill(wording, example.text, units, example.subject or entry.subject)
 
     def bare(self, tokens: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]] | None:

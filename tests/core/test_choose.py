@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from lumina_core import (
     agreements,
     best,
     check_candidates,
+    decoded,
     generate,
     given_scores,
     likelihoods,
@@ -118,6 +120,19 @@ def test_the_judge_that_says_yes_gives_the_higher_score(tmp_path):
     finally:
         hook.remove()
     assert all(a > b for a, b in zip(after, before, strict=True))
+
+
+def test_a_pair_is_shown_by_its_picture_and_an_answer_by_its_second_panel(tiny_model):
+    m = tiny_model
+    given = Image.new("RGB", (32, 32), "red")
+    pair = m.prompt("a", task="pair_depth", size=(32, 32))
+    control = m.prompt("a", task="control_depth", images=[given], size=(32, 32))
+    for prompt, panel in ((pair, 0), (control, 1)):
+        [grid] = drawn(m, prompt)
+        [shown] = decoded(m, prompt, [grid])
+        both = [m.decode(part.codes) for part in grid.split()]
+        assert not np.array_equal(*both)
+        assert np.array_equal(np.asarray(shown), both[panel])
 
 
 def test_the_order_is_stable_and_what_has_no_score_comes_last():

@@ -133,6 +133,8 @@ def test_tokens_of_an_earlier_answer_go_on_as_they_are(models, family):
     held = list(again.prompt.tokens)
     assert any(held[i : i + len(body)] == body for i in range(len(held)))
     assert again.placement.size == (64, 64)
+    wide = ask(m, "edit", picture(200, 100), "b", fit="crop", tokens=first)
+    assert wide.placement.box == (50, 0, 150, 100), "they show what the crop of the first edit left"
     with pytest.raises(InputError, match="of family pure"):
         ask(m, "edit", image, "b", tokens=replace(first, family="pure"))
 
@@ -159,9 +161,20 @@ def test_a_checkpoint_s_own_sizes_come_first(models):
 
 def test_a_picture_nobody_gives_a_size_has_the_size_the_checkpoint_is_named_after(models):
     named = replace(models["mgpt1"], side=96)
-    assert named.own_size == (96, 96)
-    assert replace(named, side=8192).own_size == models["mgpt1"].own_size, "one that fits the positions"
-    assert replace(named, picture_sizes=((64, 32),)).own_size == (64, 32)
+    assert named.own_size() == (96, 96)
+    assert replace(named, side=8192).own_size() == models["mgpt1"].own_size(), "one that fits the positions"
+    assert replace(named, picture_sizes=((64, 32),)).own_size() == (64, 32)
+
+
+def test_a_size_nobody_gives_leaves_room_for_every_panel(models):
+    """With the numbers of the released 2.0: two panels of 768x768 would take 18,624 of its 10,240 positions."""
+    m = models["mgpt2"]
+    large = replace(m, side=768, vocabulary=replace(m.vocabulary, grid={n: n for n in range(1, 129)}))
+    large.config = replace(m.config, max_position_embeddings=10240)
+    assert (large.own_size(), large.own_size("pair_depth")) == ((768, 768), (512, 512))
+    assert large.size_for("pair_depth", 0, 256) == (512, 256)
+    own = replace(m, picture_sizes=((64, 192), (96, 64)))
+    assert (own.own_size(), own.own_size("pair_depth")) == ((64, 192), (96, 64))
 
 
 def test_the_wording_can_be_replaced(models):
@@ -170,6 +183,11 @@ def test_the_wording_can_be_replaced(models):
     assert asked.prompt.text == "Where is a cat? <|image|>"
     two = ask(models["mgpt2"], "depth", picture(32, 32), template="Map, {width}x{height}.", size=(32, 32))
     assert two.prompt.text == "Map, 32x64."
+    assert m.prompt("", template="a cat").text == "a cat", (
+        "words are needed only where the wording has a place"
+    )
+    with pytest.raises(InputError, match="The prompt is empty"):
+        ask(m, "depth", picture(32, 32), template="Depth of {prompt}. <|image|>", size=(32, 32))
     with pytest.raises(InputError, match="places 2 pictures"):
         ask(m, "depth", picture(32, 32), template="<|image|> <|image|>", size=(32, 32))
 
@@ -295,3 +313,13 @@ def test_boxes_come_back_in_pixels_of_the_picture():
             hits += max(overlaps, default=0) > 0.6
         assert found.masks().shape == (1, 128, 256) and found.drawn()[0].shape == (128, 256, 3)
     assert hits / total >= 0.85
+
+
+def test_boxes_lie_inside_a_picture_of_a_few_pixels():
+    m = load("nano-mgpt1")
+    frames = np.zeros((128, 128, 3), np.uint8)
+    frames[80:128, 80:128] = (0, 255, 0)
+    request = ask(m, "detect", Image.new("RGB", (2, 1), "gray"), "thing", size=(128, 128))
+    found = detections(m, [(request, m.encode(Image.fromarray(frames)))], "thing")
+    assert [box["box"] for box in json.loads(found.json())[0]["boxes"]] == [[1, 0, 2, 1]]
+    assert found.masks().tolist() == [[[0.0, 1.0]]]

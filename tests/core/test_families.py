@@ -227,6 +227,24 @@ def test_a_free_size_of_1_0_leaves_the_answer_to_the_model(models):
     assert prompt.text == "Generate an image according to the following prompt:\na cat"
 
 
+@pytest.mark.parametrize("task", ["text_to_image", "pair_depth"])
+def test_a_free_size_of_2_0_leaves_out_the_size_alone(models, task):
+    whole = MGPT2[task].text
+    prompt = models["mgpt2"].prompt("a cat", task=task)
+    assert prompt.text == fill(whole, "a cat", (1, 1)).replace(" of 32x32", "")
+    assert (prompt.units, prompt.panels) == (None, MGPT2[task].panels)
+
+
+def test_words_of_one_s_own_lose_the_size_too_or_are_refused(models):
+    m = models["mgpt2"]
+    assert m.prompt("a cat", template="Draw{prompt} of {width}x{height}!").text == "Drawa cat!"
+    with pytest.raises(
+        InputError, match=r"names \{width\} or \{height\}.*'\{width\} wide.*Set width and height"
+    ):
+        m.prompt("a cat", template="{width} wide: {prompt}")
+    assert m.prompt("a cat", template="{width} wide: {prompt}", size=(64, 32)).text == "64 wide: a cat"
+
+
 def test_pure_brings_every_picture_to_the_square_without_keeping_proportions(models):
     m = models["pure"]
     side = m.target

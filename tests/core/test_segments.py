@@ -35,6 +35,24 @@ def test_a_clean_picture_gives_its_colours_and_masks_exactly():
         assert np.array_equal(painted(found)[0], truth)
 
 
+def test_a_batch_can_be_watched_and_given_up():
+    batch = np.stack([world.segmentation(world.scene("held-out", n, 64, 64)) for n in range(3)])
+    seen = []
+
+    def watched(things):
+        seen.append(len(things))
+        return iter(things)
+
+    segments(batch, watched=watched)
+    assert seen[-1] == len(batch)
+
+    def cancelled(things):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segments(batch, watched=cancelled)
+
+
 @pytest.mark.parametrize("scale", [1, 5])
 @pytest.mark.parametrize("sigma", [6, 12])
 def test_noise_and_faded_edges_add_no_segments(sigma, scale):

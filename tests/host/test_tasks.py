@@ -179,6 +179,32 @@ def test_a_subject_is_drawn_at_the_size_asked_for(comfy, subject):
     ]
 
 
+def test_a_subject_has_the_checkpoint_s_own_size_where_none_is_asked_for(comfy):
+    inputs = {"text": "a red circle", "subject": "a red circle", "width": 0, "height": 0}
+    run = comfy.run(graph("Subject", "nano-mgpt2-omni", {"width": 80, "height": 80}, **inputs))
+    assert sizes(comfy, run) == [(64, 64)]
+
+
+def test_a_prompt_about_a_large_picture_brings_it_to_a_size_of_the_checkpoint(comfy):
+    prompt = graph("Prompt", "nano-mgpt2-omni", {"width": 900, "height": 600}, text="", task="depth")
+    prompt[TASK]["inputs"] |= {"width": 0, "height": 0, "size_mode": "as given"}
+    del prompt[TASK]["inputs"]["seed"]
+    sampler = {
+        "model": [MODEL, 0],
+        "prompt": [TASK, 0],
+        "seed": 0,
+        "cfg": 1.0,
+        "temperature": 1.0,
+        "batch": 1,
+    }
+    sampler |= {"image_top_k": 50, "text_top_k": 10, "decode": "ar"}
+    decode = {"model": [MODEL, 0], "tokens": ["6", 0], "split_panels": True}
+    prompt["6"] = {"class_type": "LuminaMGPTSampler", "inputs": sampler}
+    prompt["7"] = {"class_type": "LuminaMGPTDecode", "inputs": decode}
+    prompt[SAVE]["inputs"]["images"] = ["7", 0]
+    assert sizes(comfy, comfy.run(prompt)) == [(96, 64)] * 2
+
+
 def test_a_pair_comes_as_two_pictures(comfy):
     inputs = {"text": "a cat", "kind": "depth", "width": 96, "height": 64, "batch": 2}
     shown = []

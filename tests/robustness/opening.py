@@ -30,7 +30,7 @@ def draw(model: families.Model) -> None:
     """Everything that the settings of a checkpoint are used for: each task's, its sizes, a prompt, a picture."""
     for task in model.tasks:
         settings(model, task)
-    assert model.own_size and model.target and model.sizes()
+    assert model.own_size() and model.target and model.sizes()
     prompt = model.prompt("a red circle", size=(32, 32))
     for event in generate(model.transformer, model.vocabulary, prompt, settings(model, decode="ar")):
         if hasattr(event, "grid"):
