@@ -10,7 +10,7 @@ from .errors import (
     PictureError,
     PrecisionError,
 )
-from .families import Model, bundled, default_dtype, find, listing, load, tasks, vq_file
+from .families import Model, bundled, default_decode_dtype, default_dtype, find, listing, load, tasks, vq_file
 from .fetching import Download
 from .hub import RELEASES
 from .image import from_tensor, to_mask, to_tensor
@@ -88,6 +88,7 @@ __all__ = [
     "check_candidates",
     "decode_nbytes",
     "decoded",
+    "default_decode_dtype",
     "default_dtype",
     "detections",
     "find",

@@ -25,6 +25,7 @@ from . import (
     Sampling,
     TokenGrid,
     bundled,
+    default_decode_dtype,
     default_dtype,
     generate,
     load,
@@ -46,7 +47,9 @@ def open_model(args: argparse.Namespace) -> Model:
     device = pick_device(args.device)
     quantise = args.precision if args.precision in KINDS else None
     dtype = DTYPES.get(args.precision) or default_dtype(args.model, device)
-    model = load(args.model, vq_path=args.vq, device=device, dtype=dtype, quantise=quantise)
+    decode_dtype = default_decode_dtype(dtype, device)
+    how = {"dtype": dtype, "decode_dtype": decode_dtype, "quantise": quantise}
+    model = load(args.model, vq_path=args.vq, device=device, **how)
     for file, strength in getattr(args, "lora", ()):
         read_lora(file, model.transformer).merge(model.transformer, strength)
     return model

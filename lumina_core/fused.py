@@ -27,6 +27,8 @@ def lay_together(linears: Sequence[nn.Linear]) -> None:
     weights = [linear.weight for linear in linears]
     if len({(w.device, w.dtype) for w in weights}) > 1 or weights[0].is_meta:
         return
+    if len(weights) == 1 and weights[0].device.type != "cpu":
+        return
     whole = torch.cat([w.detach() for w in weights])
     if whole.device.type == "cpu" and whole.dtype == torch.float32 and len(whole) >= whole.shape[1]:
         whole = whole.t().contiguous().t()

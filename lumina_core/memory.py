@@ -97,7 +97,8 @@ def estimate(
 ) -> Memory:
     """Bytes for one picture of (width, height) pixels; `rows` is 2 with guidance, 1 without, times the batch.
 
-    The cache stands in 16 bit except beside 32-bit weights; the image tokenizer works in 32 bit.
+    The cache stands in 16 bit except beside 32-bit weights; the image tokenizer is reckoned in 32 bit, although
+    on a graphics card it makes pictures in 16 bit: where that overflows it needs the room.
     """
     size = (size[0], size[1] * panels)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16

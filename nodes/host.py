@@ -174,6 +174,7 @@ def hosted(name: str, path: Path, precision: str, state: tuple, vq_folders: Sequ
             path,
             vq_folders=vq_folders,
             dtype=dtype,
+            decode_dtype=dtype if dtype == torch.float32 else mm.vae_dtype(mm.vae_device(), [torch.bfloat16]),
             quantise=quantise,
             ops=comfy.ops.disable_weight_init,
             report=percent_bar(),

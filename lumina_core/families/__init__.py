@@ -13,7 +13,7 @@ from torch import nn
 from .. import checkpoint, quant, weights
 from ..checkpoint import Checkpoint, TokenNames
 from ..errors import CheckpointError, InputError
-from ..shortage import told
+from ..shortage import empty_caches, told
 from ..text import Tokenizer
 from ..transformer import Transformer
 from ..unirep import Vocabulary
@@ -40,6 +40,7 @@ __all__ = [
     "Parts",
     "Source",
     "bundled",
+    "default_decode_dtype",
     "default_dtype",
     "find",
     "find_vq",
@@ -101,6 +102,20 @@ def default_dtype(
     entries = checkpoint.find(find(name, folders)).entries.values()
     large = sum(math.prod(e.shape) for e in entries) >= LARGE
     return torch.bfloat16 if large and _has_bf16(device) else torch.float32
+
+
+def default_decode_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """The `decode_dtype` of a transformer in `dtype`: bf16 beside 16 bits on CUDA that computes in it, else fp32."""
+    device = torch.device(device)
+    small = dtype != torch.float32 and device.type == "cuda" and _has_bf16(device)
+    return torch.bfloat16 if small else torch.float32
+
+
+def _vq_placer(device: torch.device | str, decode_dtype: torch.dtype) -> Callable:
+    """Moves the tensors of an image tokenizer, cast for decoding or to float32 (see `quant.placer`)."""
+    decoding, rest = quant.placer(device, decode_dtype), quant.placer(device, torch.float32)
+    parts = ("decoder.", "post_quant_conv.")
+    return lambda name, tensor: (decoding if name.startswith(parts) else rest)(name, tensor)
 
 
 def _has_bf16(device: torch.device) -> bool:
@@ -308,7 +323,7 @@ def load(
     vq_folders: Sequence[str | Path] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    vq_dtype: torch.dtype = torch.float32,
+    decode_dtype: torch.dtype = torch.float32,
     quantise: str | None = None,
     ops=weights.Bare,
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -317,10 +332,10 @@ def load(
 
     `folders` are model folders to look for the name in, `vq_folders` further folders to look for the image tokenizer
     in, `vq_path` says which it is. `quantise` ('int8', 'fp8', or 'nf4' with bitsandbytes) keeps the layers' weights
-    small; layers stored small stay as they are. Modules are built without memory and filled tensor by tensor, so the
-    peak is the weights plus one tensor.
-    `report(done, total)` counts bytes read, after each tensor; what it raises ends the loading. An `OutOfMemoryError`
-    says that the weights do not fit.
+    small; layers stored small stay as they are. `decode_dtype` is that of the half of the image tokenizer that makes
+    pictures of codes; the other half stays in float32, so that no code is chosen by rounding. Modules are built without
+    memory and filled tensor by tensor, so the peak is the weights plus one tensor. `report(done, total)` counts bytes
+    read, after each tensor; what it raises ends the loading. An `OutOfMemoryError` says that the weights do not fit.
     """
     if quantise not in (None, *quant.KINDS):
         raise InputError(f"quantise is {quantise!r}; it can be {', '.join(quant.KINDS)} or None.")
@@ -339,8 +354,14 @@ def load(
         weights.fill(transformer, found.entries, parts.expected, place, lambda n: report(n, total))
         if ops is weights.Bare:  # a host moves weights one by one, and counts the memory of each as its own
             transformer.lay_weights_together()
-        place = quant.placer(device, vq_dtype)
-        weights.fill(vq, parts.vq_entries, parts.vq_expected, place, lambda n: report(mine + n, total))
+            empty_caches(torch.device(device))  # of the weights as they lay before
+        weights.fill(
+            vq,
+            parts.vq_entries,
+            parts.vq_expected,
+            _vq_placer(device, decode_dtype),
+            lambda n: report(mine + n, total),
+        )
     own = found.config.get("sampling")
     own = own if isinstance(own, Mapping) else {}
     return Model(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .graphs import Graphs
+from .graphs import Graphs, bucket_of
 
 if TYPE_CHECKING:
     from ..transformer import Transformer
@@ -106,6 +106,8 @@ class Contexts:
     def _pass(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
         if self.graphs is not None:
             return self.graphs.run(tokens, start, rows, length)
+        if self.device.type == "cuda":
+            length = bucket_of(length, self.cache)
         return self.transformer(tokens, start, self.cache, rows, length, self.parts)
 
     def reserve(self, capacity: int, more: int = 0) -> None:

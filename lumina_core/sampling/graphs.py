@@ -8,6 +8,7 @@ recording fails, passes are run as before. Source: the CUDA Graphs section of Py
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ class Recorder:
     def __init__(self, device: torch.device):
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _stream_of_thread(device)
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         """A function that does `work` again on the same tensors, and where its result then stands."""
@@ -45,6 +46,22 @@ class Recorder:
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             result = work()
         return graph.replay, result
+
+
+_threads = threading.local()
+
+
+def _stream_of_thread(device: torch.device) -> torch.cuda.Stream:
+    """The stream that a thread records on: one for good, because cuBLAS keeps memory for each it has seen."""
+    streams = vars(_threads).setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)
+    return streams[device]
+
+
+def bucket_of(length: int, cache: KVCache) -> int:
+    """Keys to read where `length` stand: a few lengths only, as each costs a graph, and cuDNN a plan of attention."""
+    return min(-(-length // BUCKET) * BUCKET, cache.capacity)
 
 
 class Graphs:
@@ -72,7 +89,7 @@ class Graphs:
 
     def run(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
         """States (R, T, hidden) of a pass as `Transformer.forward` gives them."""
-        bucket = min(-(-length // BUCKET) * BUCKET, self.cache.capacity)
+        bucket = bucket_of(length, self.cache)
         key = (*tokens.shape, rows.start, rows.stop, bucket)
         self.seen[key] += 1
         if fingerprint(self.transformer) != self.weights:
@@ -80,7 +97,7 @@ class Graphs:
             self.weights = fingerprint(self.transformer)
             self.parts = self.transformer.parts(self.cache.steps.device)
         if key not in self.made and not self._record(key, tokens, start, rows, bucket):
-            return self.transformer(tokens, start, self.cache, rows, length, self.parts)
+            return self.transformer(tokens, start, self.cache, rows, bucket, self.parts)
         replay, (held_tokens, held_start, result, *_) = self.made[key]
         held_tokens.copy_(tokens)
         held_start.copy_(start)

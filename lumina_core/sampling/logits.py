@@ -82,8 +82,9 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 def rekey(keys: torch.Tensor, stream: int) -> torch.Tensor:
     """Keys (..., 2) of another stream of noise at the same places."""
-    words = torch.tensor(noise_key(stream, 0), device=keys.device)
-    return _mix((keys ^ words).to(torch.int32)).long() & _MASK
+    first, second = noise_key(stream, 0)  # as numbers: a tensor of them would have a graphics card wait
+    mixed = torch.stack([keys[..., 0] ^ first, keys[..., 1] ^ second], -1)
+    return _mix(mixed.to(torch.int32)).long() & _MASK
 
 
 def uniform(keys: torch.Tensor, count: int) -> torch.Tensor:

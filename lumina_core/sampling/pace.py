@@ -32,6 +32,8 @@ TRIAL = 5  # passes of each of two windows that are held against each other, tur
 WIDER = 1.15  # what a window of twice the width brings forward, as far as is known before it is tried
 PRIOR = 2  # passes that such a guess counts for
 STAY = 1.1  # what another window than the first must promise: few passes tell little
+SURE = 64  # passes that are counted where no clock may decide
+PAYS = 1.25  # places a pass of the first window must bring there: on a graphics card it costs little more than one of 2
 _known: WeakKeyDictionary[Transformer, dict[tuple, Pace]] = WeakKeyDictionary()
 
 
@@ -58,15 +60,14 @@ class Pace:
         """The pace of this model, batch and guidance; kept while the model lives. Every thread has its own: passes of
         two that were counted as one would tell nothing.
 
-        In 16 bit the width of a pass shows in its rounding, so there it must not depend on a clock: the same seed is to
-        give the same picture again.
+        In 16 bit the width of a pass shows in its rounding, so there it must not depend on a clock (see `Counted`).
         """
         if sampling.window is not None:
             return cls(sampling.window)
         if sampling.decode == "coupled":
             return cls(COUPLED_WINDOW)
         if contexts.dtype != torch.float32:
-            return cls(FIRST)
+            return Counted()
         paces = _known.setdefault(contexts.transformer, {})
         kind = (contexts.cache.rows, str(contexts.device), contexts.dtype, sampling.cfg, sampling.temperature)
         key = (threading.get_ident(), *kind)
@@ -141,6 +142,27 @@ class Pace:
             log.info("Lumina-mGPT: drafts do not pay here; decoding one code a pass, as 'ar' does")
         else:
             log.info("Lumina-mGPT: %d drafts a pass bring %.1f codes", self.window, self.places(self.window))
+
+
+class Counted(Pace):
+    """The first window, or the narrowest from the pass on where the drafts of the run so far have not paid.
+
+    What passes bring is a function of the seed, so the same seed gives the same picture again.
+    """
+
+    def __init__(self):
+        super().__init__(FIRST)
+        self.settled = False
+
+    def note(self, places: int, usual: bool = True) -> None:
+        if self.settled or not usual:
+            return
+        self.brought[FIRST][places] += 1
+        if self.brought[FIRST].total() == SURE:
+            self.settled = True
+            if self.places(FIRST) < PAYS:
+                self.window = min(WINDOWS)
+            self._say()
 
 
 def _mean(brought: Counter[int], most: int) -> float:

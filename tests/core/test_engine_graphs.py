@@ -115,6 +115,20 @@ def test_what_cannot_be_recorded_runs_as_before_and_is_told_once(pair, caplog):
     assert caplog.text.count("no CUDA graphs here (operation not permitted)") == 1
 
 
+def test_a_pass_that_is_not_recorded_reads_as_many_keys_as_its_graph_will(pair, monkeypatch):
+    graphed, _ = pair
+    lengths, whole = [], graphed.transformer.forward
+
+    def seen(tokens, start, cache, rows, length, parts):
+        lengths.append(length)
+        return whole(tokens, start, cache, rows, length, parts)
+
+    monkeypatch.setattr(graphed.transformer, "forward", seen)
+    with torch.inference_mode():
+        warm(graphed)
+    assert set(lengths) == {BUCKET}
+
+
 def test_there_are_no_graphs_on_a_cpu(tiny_model):
     contexts = Contexts(tiny_model.transformer, 1, False, 8)
     assert contexts.graphs is None

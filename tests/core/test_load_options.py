@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lumina_core import Sampling, default_dtype, families, listing, load, sampling_nbytes
 from lumina_core.convert import convert
+from lumina_core.training import world
 
 
 @pytest.fixture
@@ -55,6 +58,25 @@ def test_auto_is_bf16_only_for_a_large_checkpoint_on_a_device_that_has_it(tiny_f
 def test_a_device_is_asked_whether_it_has_bf16():
     assert families._has_bf16(torch.device("cpu"))
     assert not families._has_bf16(torch.device("meta"))
+
+
+def test_pictures_are_made_in_16_bit_beside_16_bit_on_a_card_that_has_it(monkeypatch):
+    for has, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(families, "_has_bf16", lambda device, has=has: has)
+        assert families.default_decode_dtype(torch.float16, "cuda") == wanted
+        assert families.default_decode_dtype(torch.float32, "cuda") == torch.float32
+        assert families.default_decode_dtype(torch.bfloat16, "cpu") == torch.float32
+
+
+@pytest.mark.parametrize("name", ["nano-mgpt1", "nano-mgpt2", "nano-pure"])
+def test_a_decoder_in_16_bit_changes_no_code_and_pictures_by_little(name):
+    exact, small = load(name), load(name, decode_dtype=torch.bfloat16)
+    scene = Image.fromarray(world.picture(world.scene("held-out", 3, 64, 64)))
+    grid = small.encode(scene)
+    assert torch.equal(grid.codes, exact.encode(scene).codes)
+    off = small.decode(grid.codes).astype(int) - exact.decode(grid.codes)
+    assert 0 < np.abs(off).max() <= 8
+    assert np.square(off).mean() < 1
 
 
 def test_loading_reports_every_tensor_and_can_be_ended(tiny_folder):

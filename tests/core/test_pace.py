@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 from lumina_core import Sampling
 from lumina_core.sampling import pace
 from lumina_core.sampling.events import WINDOWS
-from lumina_core.sampling.pace import FIRST, TRIAL, Pace
+from lumina_core.sampling.pace import FIRST, SURE, TRIAL, Pace
 
 JACOBI = Sampling(decode="jacobi")
 
@@ -101,7 +102,18 @@ def test_a_window_that_is_set_stays(monkeypatch):
 
 def test_in_16_bit_the_clock_decides_nothing(monkeypatch):
     of = Pace.of(contexts(Transformer(), torch.bfloat16), JACOBI)
-    assert set(run(monkeypatch, of, 40, lambda w: 1, lambda w: w)) == {pace.FIRST}
+    assert set(run(monkeypatch, of, 3 * SURE, lambda w: 2, lambda w: w)) == {pace.FIRST}
+
+
+def test_in_16_bit_drafts_that_do_not_pay_are_given_up_at_a_pass_that_the_seed_decides(monkeypatch, caplog):
+    transformer, ways = Transformer(), []
+    for cost in (lambda w: w, lambda w: 1.0):
+        of = Pace.of(contexts(transformer, torch.bfloat16), JACOBI)
+        places = itertools.cycle([1, 1, 1, 1, 2])
+        with caplog.at_level("INFO"):
+            ways.append(run(monkeypatch, of, SURE + 40, lambda w, places=places: next(places), cost))
+    assert ways[0] == ways[1] == [FIRST] * SURE + [min(WINDOWS)] * 40
+    assert caplog.text.count("drafts do not pay here") == 2, "each run is counted anew"
 
 
 def test_a_window_that_had_bad_luck_at_first_is_tried_again(monkeypatch):
