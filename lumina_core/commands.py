@@ -30,6 +30,7 @@ from . import (
     generate,
     load,
     many,
+    prompt_file,
     read_lora,
     settings,
 )
@@ -57,7 +58,14 @@ def open_model(args: argparse.Namespace) -> Model:
 
 def sampling_of(model: Model, args: argparse.Namespace, task: str = "text_to_image") -> Sampling:
     """The sampling settings of the options; what is not given is the checkpoint's own for the task."""
-    return settings(model, task, **{name: getattr(args, name) for name in OPTIONS if name in args})
+    return settings(model, task, **given_settings(args))
+
+
+def given_settings(args: argparse.Namespace) -> dict:
+    """The sampling settings that the options give; an `InputError` where one is out of range, with no model loaded."""
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
+    Sampling(**given)
+    return given
 
 
 def draw(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing") -> list[np.ndarray]:
@@ -103,6 +111,7 @@ def run_generate(args: argparse.Namespace, say: Say) -> None:
     out = args.out or Path("picture.png")
     if out.suffix.lower() != ".png":
         raise InputError(f"--out is '{out}'; pictures are written as .png.")
+    given_settings(args)
     writable_folder(out.parent)
     model = open_model(args)
     sampling = sampling_of(model, args)
@@ -111,13 +120,16 @@ def run_generate(args: argparse.Namespace, say: Say) -> None:
     for i, picture in enumerate(pictures):
         file = out if len(pictures) == 1 else out.with_stem(f"{out.stem}_{i:02d}")
         one = replace(sampling, seed=sampling.seed + i, batch=1)
-        many.save(file, Image.fromarray(picture), {"prompt": args.prompt, "model": model.name, **asdict(one)})
+        info = {"prompt": args.prompt, "model": model.name, **weights_told(args), **asdict(one)}
+        many.save(file, Image.fromarray(picture), info)
         say(str(file))
 
 
 def run_many(args: argparse.Namespace, say: Say) -> None:
     if args.prompt is not None:
         raise InputError("Give a PROMPT or --prompts FILE.jsonl, not both.")
+    asked = prompt_file.read(args.prompts)
+    given_settings(args)
     folder = writable_folder(args.out or Path("pictures"))
     model = open_model(args)
     with tqdm(desc="drawing", unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
@@ -127,11 +139,22 @@ def run_many(args: argparse.Namespace, say: Say) -> None:
             bar.set_description_str(text)
             bar.update(done - bar.n)
 
-        size = args.size or model.own_size()
-        done = many.run(model, args.prompts, folder, sampling_of(model, args), report, size=size)
+        options = {"size": args.size or model.own_size(), "about": weights_told(args)}
+        done = many.run(model, asked, folder, sampling_of(model, args), report, **options)
     for file, why in done.failed:
         say(f"not drawn: {file.name}: {why}")
     say(f"{len(done.drawn)} pictures drawn into {folder}, {done.skipped} were there already")
+
+
+def weights_told(args: argparse.Namespace) -> dict:
+    """What a PNG tells of the weights beside the model's name: LoRAs by file name and strength, and the precision."""
+    loras = [[lora_name(Path(file).absolute()), strength] for file, strength in args.lora]
+    return {"lora": loras, "precision": args.precision}
+
+
+def lora_name(file: Path) -> str:
+    """A LoRA's file name; that of its folder where PEFT wrote it, which gives all files one name."""
+    return file.parent.name if file.stem == "adapter_model" else file.name
 
 
 def run_bench(args: argparse.Namespace, say: Say) -> None:

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from lumina_core import InputError, PictureFinished, Sampling, generate, many
+from lumina_core.cli import main
+from lumina_core.sampling import abreast, room
 
 PLAIN = Sampling(seed=3, cfg=1.0, image_top_k=20, decode="ar")
 RED, BLUE = "a red circle", "a blue square"
@@ -38,10 +40,19 @@ def told(file: Path) -> dict:
         return json.loads(picture.text["lumina_mgpt"])
 
 
-def alone(model, text: str, sampling: Sampling, size=(32, 32)) -> np.ndarray:
+def alone(model, text: str, sampling: Sampling, size=(32, 32)) -> torch.Tensor:
+    """The codes that `generate` draws."""
     for event in generate(model.transformer, model.vocabulary, model.prompt(text, size=size), sampling):
         if isinstance(event, PictureFinished):
-            return model.decode(event.grid.codes)
+            return event.grid.codes
+
+
+@pytest.fixture
+def codes(tiny_model, monkeypatch) -> list[torch.Tensor]:
+    """The codes of every picture that is drawn, as they come."""
+    seen, decode = [], tiny_model.decode
+    monkeypatch.setattr(tiny_model, "decode", lambda c: seen.append(c) or decode(c))
+    return seen
 
 
 def test_pictures_are_named_after_their_lines_and_tell_prompt_and_settings(tiny_model, tmp_path):
@@ -55,15 +66,19 @@ def test_pictures_are_named_after_their_lines_and_tell_prompt_and_settings(tiny_
     assert pixels(done.drawn[1]).shape == (32, 64, 3)
 
 
-def test_a_picture_of_a_batch_is_the_one_drawn_alone(tiny_model, tmp_path):
-    lines = [{"prompt": RED, "seed": s} for s in (5, 4, 6, 40)] + [{"prompt": BLUE, "seed": 5}]
-    done = run(tiny_model, tmp_path, *lines)
-    assert len(done.drawn) == 5
-    for number, line in enumerate(lines, 1):
-        sampling = dataclasses.replace(PLAIN, seed=line["seed"])
-        assert np.array_equal(
-            pixels(tmp_path / "out" / f"{number:06d}.png"), alone(tiny_model, line["prompt"], sampling)
-        )
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("how", [("ar", None), ("jacobi", 8), ("jacobi", None), ("coupled", 4)])
+def test_a_picture_of_a_batch_is_the_one_drawn_alone(tiny_model, tmp_path, codes, how, cfg):
+    wanted = [(RED, 5, "32x32"), (BLUE, 4, "64x32"), (f"{BLUE} in the rain", 6, "32x32"), (RED, 40, "64x32")]
+    wanted += [(BLUE, 5, "32x32"), (RED, 6, "32x32")]
+    lines = [{"prompt": p, "seed": s, "size": size} for p, s, size in wanted]
+    sampling = dataclasses.replace(PLAIN, decode=how[0], window=how[1], cfg=cfg)
+    done = many.run(tiny_model, write(tmp_path, *lines), tmp_path / "out", sampling)
+    assert [f.stem for f in done.drawn] == ["000001", "000003", "000005", "000006", "000002", "000004"]
+    for file, drawn in zip(done.drawn, list(codes), strict=True):
+        prompt, seed, size = wanted[int(file.stem) - 1]
+        pixels = tuple(map(int, size.split("x")))
+        assert torch.equal(drawn, alone(tiny_model, prompt, dataclasses.replace(sampling, seed=seed), pixels))
 
 
 def passes(model, call) -> int:
@@ -74,19 +89,75 @@ def passes(model, call) -> int:
     return len(count)
 
 
-def test_seeds_in_a_row_share_their_passes(tiny_model, tmp_path):
+def test_pictures_of_one_size_and_the_same_settings_share_their_passes(tiny_model, tmp_path):
     one = passes(tiny_model, lambda: run(tiny_model, tmp_path, {"prompt": RED}, out="one"))
-    row = [{"prompt": RED, "seed": s} for s in range(3)]
-    assert passes(tiny_model, lambda: run(tiny_model, tmp_path, *row, out="row")) == one
-    assert passes(tiny_model, lambda: run(tiny_model, tmp_path, *row, out="single", at_once=1)) == 3 * one
-    batch = {"prompt": RED, "batch": 3, "seed": 0}
-    assert passes(tiny_model, lambda: run(tiny_model, tmp_path, batch, out="batch")) == one
-    names = sorted(p.name for p in (tmp_path / "batch").iterdir())
-    assert names == ["000001_00.png", "000001_01.png", "000001_02.png"]
-    for i, name in enumerate(names):
-        assert np.array_equal(
-            pixels(tmp_path / "batch" / name), pixels(tmp_path / "row" / f"{i + 1:06d}.png")
-        )
+    lines = [{"prompt": RED, "seed": 0}, {"prompt": BLUE, "seed": 7}, {"prompt": RED, "seed": 2}]
+    together = passes(tiny_model, lambda: run(tiny_model, tmp_path, *lines, out="together"))
+    assert together <= one + 1  # the size tokens have a pass of their own
+    single = passes(tiny_model, lambda: run(tiny_model, tmp_path, *lines, out="single", at_once=1))
+    assert single == 3 * one
+    lines[1]["size"], lines[2]["temperature"] = "64x32", 0.5
+    assert passes(tiny_model, lambda: run(tiny_model, tmp_path, *lines, out="unlike")) > 3 * one
+
+
+def test_a_line_may_ask_for_several_pictures(tiny_model, tmp_path):
+    row = run(tiny_model, tmp_path, *({"prompt": RED, "seed": s} for s in range(3)), out="row")
+    batch = run(tiny_model, tmp_path, {"prompt": RED, "batch": 3, "seed": 0}, out="batch")
+    assert [f.name for f in batch.drawn] == ["000001_00.png", "000001_01.png", "000001_02.png"]
+    for a, b in zip(row.drawn, batch.drawn, strict=True):
+        assert np.array_equal(pixels(a), pixels(b))
+
+
+def cache_nbytes(model, text: str) -> int:
+    return room.cache_nbytes(model.transformer, model.vocabulary, model.prompt(text, size=(32, 32)), PLAIN)
+
+
+def leave_free(monkeypatch, nbytes: int) -> None:
+    for module in (room, abreast):
+        monkeypatch.setattr(module, "free_bytes", lambda device: nbytes)
+
+
+def test_as_many_are_drawn_at_once_as_fit_in_free_memory(tiny_model, tmp_path, monkeypatch):
+    one = passes(tiny_model, lambda: run(tiny_model, tmp_path, {"prompt": RED}, out="one"))
+    lines = [{"prompt": RED, "seed": s} for s in range(4)]
+    for fits, batches in ((1, 4), (2, 2), (4, 1)):
+        leave_free(monkeypatch, cache_nbytes(tiny_model, RED) * fits * 4 // 3)
+        out = f"fits {fits}"
+        count = passes(tiny_model, lambda out=out: run(tiny_model, tmp_path, *lines, out=out))
+        assert count == batches * (one + 1)
+        assert len(list((tmp_path / out).iterdir())) == 4
+
+
+def test_a_line_that_does_not_fit_in_memory_costs_the_others_nothing(tiny_model, tmp_path, monkeypatch):
+    long = f"{RED} " * 20
+    leave_free(monkeypatch, cache_nbytes(tiny_model, long) - 1)
+    lines = [{"prompt": RED}, {"prompt": long}, {"prompt": BLUE}, {"prompt": RED, "size": "256x256"}]
+    done = run(tiny_model, tmp_path, *lines)
+    assert [f.name for f in done.drawn] == ["000001.png", "000003.png"]
+    assert [f.name for f, _ in done.failed] == ["000002.png", "000004.png"]
+    assert all("of key-value cache" in why for _, why in done.failed)
+    monkeypatch.undo()
+    again = run(tiny_model, tmp_path, *lines)
+    assert ([f.name for f in again.drawn], again.skipped) == (["000002.png", "000004.png"], 2)
+
+
+def test_what_cannot_be_drawn_side_by_side_is_drawn_alone(tiny_model, tmp_path, monkeypatch):
+    def refused(*args):
+        raise InputError("not these together")
+
+    def drawn(transformer, vocabulary, prompt, sampling):
+        if "blue" in prompt.text:
+            raise InputError("no blue today")
+        return generate(transformer, vocabulary, prompt, sampling)
+
+    monkeypatch.setattr(many.Abreast, "draw", refused)
+    monkeypatch.setattr(many, "generate", drawn)
+    seen = []
+    lines = ({"prompt": RED}, {"prompt": BLUE}, {"prompt": RED, "seed": 8})
+    done = run(tiny_model, tmp_path, *lines, report=lambda *args: seen.append(args[0]))
+    assert [f.name for f in done.drawn] == ["000001.png", "000003.png"]
+    assert [(f.name, why) for f, why in done.failed] == [("000002.png", "no blue today")]
+    assert seen == sorted(seen)
 
 
 def test_it_resumes_with_what_lacks_or_was_drawn_otherwise(tiny_model, tmp_path):
@@ -103,6 +174,27 @@ def test_it_resumes_with_what_lacks_or_was_drawn_otherwise(tiny_model, tmp_path)
     assert run(tiny_model, tmp_path, *lines, {"prompt": BLUE}) == many.Done((), 4, ())
 
 
+RED_STYLE = {"lora": [["red.safetensors", 1.0]], "precision": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        (RED_STYLE, RED_STYLE, True),
+        (RED_STYLE, RED_STYLE | {"lora": [["red.safetensors", 0.5]]}, False),
+        (RED_STYLE, {"lora": [], "precision": "auto"}, False),
+        (None, {"lora": [], "precision": "auto"}, True),  # an earlier version told neither
+        (None, RED_STYLE, False),
+        (None, {"lora": [], "precision": "int8"}, False),
+    ],
+)
+def test_pictures_of_other_loras_or_precision_are_drawn_again(tiny_model, tmp_path, before, after, kept):
+    run(tiny_model, tmp_path, {"prompt": RED}, about=before)
+    again = run(tiny_model, tmp_path, {"prompt": RED}, about=after)
+    assert again.skipped == kept and len(again.drawn) == (not kept)
+    assert kept or told(tmp_path / "out" / "000001.png")["lora"] == after["lora"]
+
+
 def test_what_was_stopped_in_the_middle_goes_on_there(tiny_model, tmp_path):
     lines = [{"prompt": RED, "seed": s} for s in (1, 5, 9)]
 
@@ -111,7 +203,7 @@ def test_what_was_stopped_in_the_middle_goes_on_there(tiny_model, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_model, tmp_path, *lines, report=stop)
+        run(tiny_model, tmp_path, *lines, report=stop, at_once=1)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["000001.png"]
     assert run(tiny_model, tmp_path, *lines).skipped == 1
 
@@ -188,7 +280,7 @@ def test_progress_counts_up_to_all_tokens(tiny_model, tmp_path):
     done = [d for d, _, _ in seen]
     assert done == sorted(done)
     assert done[-1] == seen[-1][1] == 2 * (4 * 5 + 4)
-    assert seen[0][2] == "picture 1 of 2: 000001.png"
+    assert seen[0][2] == "pictures 1 to 2 of 2: 000001.png ..."
 
 
 def test_a_picture_the_model_does_not_finish_is_told_and_the_rest_goes_on(tiny_model, tmp_path):
@@ -202,3 +294,43 @@ def test_the_global_noise_is_left_alone(tiny_model, tmp_path):
     before = torch.get_rng_state()
     run(tiny_model, tmp_path, {"prompt": RED})
     assert torch.equal(before, torch.get_rng_state())
+
+
+def refused(capsys, *args) -> str:
+    assert main(["generate", *map(str, args)]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_needs_no_model_is_checked_before_one_is_loaded(tmp_path, capsys):
+    no_model = ("--model", "no-such-model", "--out", tmp_path / "out" / "a.png")
+    good, bad = ("--prompts", write(tmp_path, {"prompt": RED})), tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "size": "32x32"}\n{"prompt": "a", "window": 0}\n', "utf-8")
+    assert "window is 0" in refused(capsys, RED, "--window", 0, *no_model)
+    assert "window is 0" in refused(capsys, *good, "--window", 0, *no_model)
+    assert "cannot be read" in refused(capsys, "--prompts", tmp_path / "none.jsonl", *no_model)
+    assert "bad.jsonl, line 2: window is 0" in refused(capsys, "--prompts", bad, *no_model)
+    assert not (tmp_path / "out").exists()
+    assert "no-such-model" in refused(capsys, *good, *no_model)
+
+
+def test_both_ways_to_draw_tell_loras_and_precision(tiny_model, tiny_folder, tmp_path):
+    from safetensors.torch import save_file
+
+    down = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+    up = down.replace("lora_A", "lora_B")
+    lora = tmp_path / "red" / "adapter_model.safetensors"
+    lora.parent.mkdir()
+    save_file({down: torch.ones(1, 32), up: torch.ones(64, 1)}, lora)
+    prompts, out = write(tmp_path, {"prompt": RED}), tmp_path / "out"
+    options = ["--model", tiny_folder, "--size", "32x32", "--precision", "fp32", "--lora", f"{lora}:0.5"]
+    assert main([str(o) for o in ["generate", RED, *options, "--out", tmp_path / "one.png"]]) == 0
+    assert main([str(o) for o in ["generate", "--prompts", prompts, *options, "--out", out]]) == 0
+    for file in (tmp_path / "one.png", out / "000001.png"):
+        assert told(file)["lora"] == [["red", 0.5]] and told(file)["precision"] == "fp32"
+
+
+def test_a_checkpoint_that_writes_text_only_is_refused(tiny_model, tmp_path, monkeypatch):
+    masked = dataclasses.replace(tiny_model.config, mask_image_logits=True)
+    monkeypatch.setattr(tiny_model, "config", masked)
+    with pytest.raises(InputError, match="line 1: .* writes text only"):
+        run(tiny_model, tmp_path, {"prompt": RED}, {"prompt": BLUE})
