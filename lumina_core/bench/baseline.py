@@ -23,7 +23,7 @@ from ..sampling import Sampling
 from ..sampling.logits import guide, keep_by_entropy
 from ..transformer import Transformer, TransformerConfig
 from ..unirep import Vocabulary
-from .measure import Passes, Peak, Run, tokens_of
+from .measure import Passes, Peak, Run, tokens_of, tokens_to_draw
 
 NO_VQ = {  # the smallest that builds: pictures come as tokens here
     "base_channels": 32,
@@ -159,8 +159,8 @@ def draw(
         prefix += vocabulary.header(prompt.units)
     else:
         opened = prompt.open_at
-    rows, columns = vocabulary.codes_shape(prompt.units)
-    left = opened + 3 + rows * (columns + 1) - len(prefix)
+    columns = vocabulary.codes_shape(prompt.units)[1]
+    left = tokens_to_draw(vocabulary, prompt)
     device = model.device
     processors = LogitsProcessorList()
     if sampling.cfg != 1.0:
@@ -196,6 +196,6 @@ def measured(
     """What `draw` took; both passes of a token count. The image tokenizer is not part of it."""
     peak = Peak(model.device)
     with Passes(model, model.device, lambda *given: tokens_of(*given).shape[1] > 1) as passes:
-        draw(model, vocabulary, prompt, sampling, most)
+        drawn = draw(model, vocabulary, prompt, sampling, most)
     prefill, decode = passes.prefilled - passes.start, passes.end - passes.prefilled
-    return Run(passes.decoding, 1, prefill, decode, 0.0, peak.bytes())
+    return Run(passes.decoding, len(drawn), 1, prefill, decode, 0.0, peak.bytes())

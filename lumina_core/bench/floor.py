@@ -31,7 +31,7 @@ class Floor:
     """Bytes of one pass and bytes a second; no bandwidth where it would tell nothing."""
 
     weights: int
-    cache: int  # mean over the passes of a picture, all rows
+    cache: int  # mean over the passes for the tokens drawn, all rows
     bandwidth: float | None
     source: str  # where the bandwidth comes from, or why there is none
 
@@ -44,9 +44,9 @@ class Floor:
         return self.bytes / seconds / self.bandwidth if self.bandwidth else None
 
 
-def floor_of(model: Model, prompt: Prompt, sampling: Sampling) -> Floor:
-    """The floor of a pass of this model over this prompt."""
-    weights, cache = weights_read(model), cache_read(model, prompt, sampling)
+def floor_of(model: Model, prompt: Prompt, sampling: Sampling, tokens: int) -> Floor:
+    """The floor of a pass of this model over this prompt, while the first `tokens` of the picture are drawn."""
+    weights, cache = weights_read(model), cache_read(model, prompt, sampling, tokens)
     device = model.transformer.model.norm.weight.device
     if device.type == "cpu" and weights < CACHED:
         why = f"no floor: {weights / 1e6:.0f} MB of weights may stay in the processor's caches"
@@ -67,8 +67,8 @@ def weights_read(model: Model) -> int:
     return layers + len(model.vocabulary.code_ids) * head.shape[1] * head.dtype.itemsize
 
 
-def cache_read(model: Model, prompt: Prompt, sampling: Sampling) -> int:
-    """Bytes of keys and values that a pass reads, of all rows: the mean over a picture."""
+def cache_read(model: Model, prompt: Prompt, sampling: Sampling, tokens: int) -> int:
+    """Bytes of keys and values that a pass reads, of all rows: the mean over the first `tokens` of a picture."""
     c = model.config
     dtype = model.transformer.model.embed_tokens.weight.dtype
     place = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * dtype.itemsize
@@ -76,6 +76,4 @@ def cache_read(model: Model, prompt: Prompt, sampling: Sampling) -> int:
     starts = [len(prompt.tokens) + header]
     if sampling.cfg != 1.0:
         starts.append(3 if prompt.open_at is None else len(prompt.tokens) - prompt.open_at)
-    rows, columns = model.vocabulary.codes_shape(prompt.units)
-    left = rows * (columns + 1) - (0 if prompt.open_at is None else len(prompt.tokens) - prompt.open_at - 3)
-    return sampling.batch * place * sum(start + left // 2 for start in starts)
+    return sampling.batch * place * sum(start + tokens // 2 for start in starts)

@@ -1,4 +1,4 @@
-"""One picture, timed by phase: prefill, decoding, image tokenizer; passes counted where they happen."""
+"""One picture or its start, timed by phase: prefill, decoding, image tokenizer; passes counted where they happen."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import Model, PictureFinished, Progress, Prompt, Sampling, generate
+from ..unirep import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Run:
     """What one picture took."""
 
     passes: int  # of decoding; prefill passes are not among them
+    tokens: int  # drawn, row ends among them
     width: int  # tokens a row that most of these passes were fed
     prefill: float  # seconds
     decode: float  # with capture
@@ -109,27 +111,49 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def passes_told(events: int, mode: str) -> int:
+def tokens_to_draw(vocabulary: Vocabulary, prompt: Prompt) -> int:
+    """Codes and row ends of the picture that a prompt leaves to draw."""
+    h, w = vocabulary.codes_shape(prompt.units)
+    given = 0 if prompt.open_at is None else len(prompt.tokens) - prompt.open_at - 3
+    return h * (w + 1) - given
+
+
+def passes_told(events: int, mode: str, whole: bool = True) -> int:
     """Decoding passes of a picture by its number of `Progress` events.
 
-    Every pass ends in one and the picture in one more; plain decoding does not feed its last code.
+    Every pass ends in one and a whole picture in one more; plain decoding does not feed its last code.
     """
-    return events - (2 if mode == "ar" else 1)
+    return events - (2 if mode == "ar" else 1) if whole else events
 
 
-def draw(model: Model, prompt: Prompt, sampling: Sampling) -> Run:
-    """Draws one picture and decodes it."""
+def draw(model: Model, prompt: Prompt, sampling: Sampling, most: int | None = None) -> Run:
+    """Draws one picture and decodes it.
+
+    It is left once it has `most` tokens; a pass may bring some more. Then an empty picture is decoded, which takes as
+    long.
+    """
     device = model.transformer.model.norm.weight.device
-    peak, events = Peak(device), 0
+    whole = tokens_to_draw(model.vocabulary, prompt)
+    codes = torch.zeros(model.vocabulary.codes_shape(prompt.units), dtype=torch.int64)
+    peak, events, tokens = Peak(device), 0, 0
     with Passes(model.transformer, device, starts_a_row) as passes:
-        for event in generate(model.transformer, model.vocabulary, prompt, sampling):
-            events += isinstance(event, Progress)
-            if isinstance(event, PictureFinished):
-                grid = event.grid
+        drawing = generate(model.transformer, model.vocabulary, prompt, sampling)
+        for event in drawing:
+            if isinstance(event, Progress):
+                events += 1
+                tokens = min(
+                    whole, whole + 1 - (event.total - event.done)
+                )  # the last event is the picture's end
+                if (most or whole) <= tokens < whole:
+                    break
+            elif isinstance(event, PictureFinished):
+                codes = event.grid.codes
+        drawing.close()
     start = time.perf_counter()
-    model.decode(grid.codes)
+    model.decode(codes)
     return Run(
-        passes_told(events, sampling.decode) if passes.graphs else passes.decoding,
+        passes_told(events, sampling.decode, tokens == whole) if passes.graphs else passes.decoding,
+        tokens,
         passes.width,
         passes.prefilled - passes.start,
         passes.end - passes.prefilled,

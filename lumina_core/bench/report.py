@@ -31,36 +31,32 @@ class Row:
     passes: float
     tokens_per_pass: float  # codes drawn a pass; row ends, which are forced, do not count
     ms_per_pass: float
-    ms_per_token: float  # of prefill and decoding, all tokens of the picture
+    ms_per_token: float  # decoding by the tokens drawn, prefill by all of the picture
     prefill: float  # seconds
     decode: float
     vq: float
     capture: float  # seconds of recording CUDA graphs, part of `decode` but not of `ms_per_pass`
-    first: float  # seconds of the first picture beyond the median: warming up
+    first: float  # seconds of the warm-up beyond what as many tokens take later
     gb_per_second: float
     floor_share: float | None
     peak: int | None  # bytes
     seeds: int
-    drawn: int  # tokens drawn; less than the picture's where a run was cut short
+    drawn: float  # tokens drawn, row ends among them; fewer than the picture's where it was cut short
 
 
 def row_of(
     names: tuple[str, tuple[int, int], str],
     runs: Sequence[Run],
-    first: float,
+    first: Run,
     shape: tuple[int, int],
     floor: Floor,
-    drawn: int | None = None,
 ) -> Row:
-    """The row of some runs of one mode; `shape` (h, w) are the codes of the picture, `first` the seconds of the first.
-
-    `drawn` are the tokens drawn where that is not the whole picture.
-    """
+    """The row of some runs of one mode; `shape` (h, w) are the codes of the whole picture, `first` is the warm-up."""
     rows, columns = shape
-    tokens = rows * (columns + 1)
-    drawn = drawn or tokens
-    names_of = ("passes", "prefill", "decode", "vq", "capture")
-    passes, prefill, decode, vq, capture = (statistics.median(getattr(r, n) for r in runs) for n in names_of)
+    figures = ("passes", "tokens", "prefill", "decode", "vq", "capture")
+    passes, drawn, prefill, decode, vq, capture = (
+        statistics.median(getattr(r, name) for r in runs) for name in figures
+    )
     each = (decode - capture) / passes
     return Row(
         *names,
@@ -68,12 +64,12 @@ def row_of(
         passes=passes,
         tokens_per_pass=(drawn - drawn // (columns + 1)) / passes,
         ms_per_pass=1000 * each,
-        ms_per_token=1000 * (prefill / tokens + decode / drawn),
+        ms_per_token=1000 * (prefill / (rows * (columns + 1)) + decode / drawn),
         prefill=prefill,
         decode=decode,
         vq=vq,
         capture=capture,
-        first=max(0.0, first - prefill - decode),
+        first=max(0.0, first.prefill - prefill + first.decode - decode * first.tokens / drawn),
         gb_per_second=floor.bytes / each / 1e9,
         floor_share=floor.share(each),
         peak=max((r.peak for r in runs if r.peak is not None), default=None),
@@ -85,6 +81,8 @@ def row_of(
 COLUMNS = {  # heading -> what stands there
     "mode": lambda r: r.mode,
     "window": lambda r: r.window or "-",
+    "seeds": lambda r: r.seeds,
+    "tokens": lambda r: f"{r.drawn:g}",
     "passes": lambda r: f"{r.passes:g}",
     "tokens/pass": lambda r: f"{r.tokens_per_pass:.2f}",
     "ms/pass": lambda r: f"{r.ms_per_pass:.2f}",
@@ -100,16 +98,21 @@ COLUMNS = {  # heading -> what stands there
 }
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """The rows as aligned text, numbers to the right."""
-    cells = [list(COLUMNS), *([str(show(r)) for show in COLUMNS.values()] for r in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
+def heading() -> str:
+    """The first line of the table."""
+    return _aligned(list(COLUMNS))
+
+
+def line(row: Row) -> str:
+    """A row of the table; its place in a column is known before the other rows are."""
+    return _aligned([str(show(row)) for show in COLUMNS.values()])
+
+
+def _aligned(cells: Sequence[str]) -> str:
+    """The first cell to the left, as wide as the longest mode; the others, which are numbers, to the right."""
+    widths = [max(6, len(name)) for name in COLUMNS]
+    first = cells[0].ljust(len(OTHER))
+    return "  ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .graphs import Graphs, bucket_of
+from .graphs import Graphs, reach
 
 if TYPE_CHECKING:
     from ..transformer import Transformer
@@ -106,9 +106,7 @@ class Contexts:
     def _pass(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
         if self.graphs is not None:
             return self.graphs.run(tokens, start, rows, length)
-        if self.device.type == "cuda":
-            length = bucket_of(length, self.cache)
-        return self.transformer(tokens, start, self.cache, rows, length, self.parts)
+        return self.transformer(tokens, start, self.cache, rows, reach(length, self.cache), self.parts)
 
     def reserve(self, capacity: int, more: int = 0) -> None:
         """Makes the cache hold at least `capacity` positions a row; where it must grow, `more` besides."""

@@ -64,6 +64,11 @@ def bucket_of(length: int, cache: KVCache) -> int:
     return min(-(-length // BUCKET) * BUCKET, cache.capacity)
 
 
+def reach(length: int, cache: KVCache) -> int:
+    """Keys to read in a pass without graphs, where `length` stand."""
+    return bucket_of(length, cache) if cache.steps.device.type == "cuda" else length
+
+
 class Graphs:
     """Runs passes of one transformer over one cache, recorded where that is possible."""
 

@@ -147,6 +147,27 @@ def test_the_events_tell_the_same_number_of_passes(tiny_model, mode):
     assert told == measure.draw(tiny_model, prompt, sampling).passes
 
 
+@pytest.mark.parametrize("mode", ["ar", "jacobi", "coupled"])
+@pytest.mark.parametrize("most", [2, 9, 20, 35, 36, 99])
+def test_a_picture_is_left_when_it_has_the_tokens_asked_for(tiny_model, monkeypatch, mode, most):
+    prompt = tiny_model.prompt(TEXT, size=(64, 32))
+    sampling = dataclasses.replace(PLAIN, decode=mode, window=None if mode == "ar" else 8)
+    told = []
+
+    def counted(*given):
+        for event in generate(*given):
+            told.append(isinstance(event, Progress))
+            yield event
+
+    monkeypatch.setattr(measure, "generate", counted)
+    got = measure.draw(tiny_model, prompt, sampling, most)
+    assert min(most, 36) <= got.tokens <= min(36, most + (1 if mode == "ar" else 8))
+    assert got.passes == measure.passes_told(sum(told), mode, got.tokens == 36)
+    if mode == "ar" and most <= 20:  # of 20 tokens 2 are row ends, which share a pass
+        assert got.passes == most - most // 9
+    assert got.vq > 0
+
+
 def test_a_recording_on_another_stream_is_no_pass(tiny_model, monkeypatch):
     device = torch.device("cpu")
     capturing = []
@@ -168,20 +189,23 @@ def test_passes_of_transformers_are_two_a_token_with_guidance(baseline, tiny_mod
         sampling = dataclasses.replace(PLAIN, cfg=cfg)
         took = baseline.measured(theirs, tiny_model.vocabulary, prompt, sampling, 36)
         assert took.passes == passes * 35  # the first token comes of the prefill
-        assert took.vq == 0
+        assert (took.tokens, took.vq) == (36, 0)
+        assert baseline.measured(theirs, tiny_model.vocabulary, prompt, sampling, 10).tokens == 10
 
 
 def test_a_pass_reads_the_weights_the_heads_codes_and_the_keys_of_both_rows(tiny_model):
     prompt = tiny_model.prompt(TEXT, size=(64, 32))
-    got = floor.floor_of(tiny_model, prompt, PLAIN)
+    got = floor.floor_of(tiny_model, prompt, PLAIN, 36)
     c, codes = tiny_model.config, len(tiny_model.vocabulary.code_ids)
     unread = 2 * c.vocab_size * c.hidden_size - codes * c.hidden_size
     assert got.weights == 4 * (sum(p.numel() for p in tiny_model.transformer.parameters()) - unread)
     place = 2 * 4 * c.num_hidden_layers * c.hidden_size
     assert got.cache == place * (len(prompt.tokens) + 3 + 18 + 3 + 18)
     assert got.bandwidth is None and "no floor" in got.source
-    alone = floor.floor_of(tiny_model, prompt, dataclasses.replace(PLAIN, cfg=1.0))
+    alone = floor.floor_of(tiny_model, prompt, dataclasses.replace(PLAIN, cfg=1.0), 36)
     assert alone.cache == place * (len(prompt.tokens) + 3 + 18)
+    start = floor.floor_of(tiny_model, prompt, PLAIN, 10)
+    assert (start.weights, start.cache) == (got.weights, place * (len(prompt.tokens) + 3 + 5 + 3 + 5))
 
 
 def test_the_share_of_the_floor_is_bytes_over_time_and_bandwidth():
@@ -191,8 +215,9 @@ def test_the_share_of_the_floor_is_bytes_over_time_and_bandwidth():
 
 
 def test_a_row_holds_medians():
-    runs = [measure.Run(p, 16, 1.0, d, 0.5, 10 * p) for p, d in ((10, 2.0), (12, 1.2), (30, 9.0))]
-    row = report.row_of(("m", (64, 32), "jacobi"), runs, 5.0, (4, 8), floor.Floor(10, 2, 24.0, ""))
+    runs = [measure.Run(p, 36, 16, 1.0, d, 0.5, 10 * p) for p, d in ((10, 2.0), (12, 1.2), (30, 9.0))]
+    first = measure.Run(40, 36, 16, 1.5, 3.5, 0.5, None)
+    row = report.row_of(("m", (64, 32), "jacobi"), runs, first, (4, 8), floor.Floor(10, 2, 24.0, ""))
     assert (row.passes, row.decode, row.window, row.peak, row.seeds) == (12, 2.0, 16, 300, 3)
     assert row.tokens_per_pass == pytest.approx(32 / 12)
     assert row.ms_per_pass == pytest.approx(2000 / 12)
@@ -200,6 +225,18 @@ def test_a_row_holds_medians():
     assert row.first == pytest.approx(2.0)
     assert row.gb_per_second * 1e9 == pytest.approx(12 / (2 / 12))
     assert row.floor_share == pytest.approx(3.0)
+
+
+def test_a_row_of_the_first_tokens_is_by_these_and_without_recording():
+    runs = [measure.Run(15, 18, 1, 1.8, 6.5, 0.5, None, capture=0.5)]
+    first = measure.Run(8, 9, 1, 1.8, 4.0, 0.5, None)
+    row = report.row_of(("m", (64, 32), "ar"), runs, first, (4, 8), floor.Floor(10, 2, 60.0, ""))
+    assert (row.drawn, row.window) == (18, None)
+    assert row.tokens_per_pass == pytest.approx(16 / 15)
+    assert row.ms_per_pass == pytest.approx(400)
+    assert row.floor_share == pytest.approx(0.5)
+    assert row.ms_per_token == pytest.approx(1000 * (1.8 / 36 + 6.5 / 18))
+    assert row.first == pytest.approx(0.75)  # 4.0 beyond half of 6.5
 
 
 def test_the_table_the_ratios_and_the_json_agree(baseline, tiny_model, tmp_path):
@@ -221,10 +258,10 @@ def test_the_table_the_ratios_and_the_json_agree(baseline, tiny_model, tmp_path)
     modes = [(r["mode"], r["window"]) for r in told["rows"]]
     ours = [("ar", None), ("jacobi", 4), ("jacobi", 8), ("coupled", 4), ("coupled", 8)]
     assert modes == [("transformers", None), *ours]
-    assert lines[1].split()[:4] == ["mode", "window", "passes", "tokens/pass"]
+    assert lines[1].split()[:6] == ["mode", "window", "seeds", "tokens", "passes", "tokens/pass"]
     for line, row in zip(lines[2:], told["rows"], strict=False):
         assert line.split()[0] == row["mode"]
-        assert float(line.split()[2]) == row["passes"]
+        assert [float(x) for x in line.split()[2:5]] == [1, row["drawn"], row["passes"]]
     by_name = {r["mode"]: r for r in told["ratios"]}
     theirs, plain, jacobi = told["rows"][:3]
     assert by_name["jacobi, window 4"]["fewer_passes"] == pytest.approx(plain["passes"] / jacobi["passes"])
@@ -238,11 +275,92 @@ def test_the_table_the_ratios_and_the_json_agree(baseline, tiny_model, tmp_path)
     assert told["settings"]["cfg"] == 3.0
 
 
+def test_all_ways_draw_the_first_tokens_and_read_keys_of_these_depths(baseline, tiny_model, tmp_path):
+    file = tmp_path / "b.json"
+    words = ("--modes", "ar,jacobi", "--windows", "4", "--seeds", "1", "--cfg", "3", "--json", str(file))
+    whole = run(tiny_model, *words)
+    assert "only the first" not in whole[0]
+    depth = json.loads(file.read_text("utf-8"))["floor"]["cache"]
+    lines = run(tiny_model, *words, "--against", "transformers", "--tokens", "8")
+    assert lines[0].endswith("; only the first 8 of 20 tokens are drawn")
+    assert lines[-1].startswith("that is the average of the tokens drawn")
+    told = json.loads(file.read_text("utf-8"))
+    assert told["settings"]["tokens"] == 8
+    assert [r["drawn"] for r in told["rows"][:2]] == [8, 8]
+    assert 8 <= told["rows"][2]["drawn"] <= 12
+    assert [r["passes"] for r in told["rows"][:2]] == [2 * 7, 7]
+    assert 0 < told["floor"]["cache"] < depth
+
+
+def test_beside_transformers_a_large_picture_is_cut_for_every_way(baseline, tiny_model, monkeypatch):
+    monkeypatch.setattr(bench, "AGAINST_TOKENS", 10)
+    words = ("--modes", "ar", "--seeds", "1")
+    lines = run(tiny_model, *words, "--against", "transformers")
+    assert [line.split()[3] for line in lines[2:4]] == ["10", "10"]
+    assert run(tiny_model, *words)[2].split()[3] == "20"
+
+
+def test_a_long_warm_up_is_cut_and_a_quick_one_settles(tiny_model, monkeypatch):
+    asked = []
+
+    def draw(model, prompt, sampling, most):
+        asked.append((sampling.seed, most))
+        return measure.Run(10, most, 1, 0.1, 0.2, 0.1, None)
+
+    monkeypatch.setattr(measure, "draw", draw)
+    run(tiny_model, "--modes", "ar", "--seeds", "2")
+    assert asked == [(0, 20), (1, 20), (2, 20), (0, 20), (1, 20)]
+    asked.clear()
+    monkeypatch.setattr(bench, "WARM_TOKENS", 5)
+    run(tiny_model, "--modes", "ar", "--seeds", "2")
+    assert asked == [(0, 5), (0, 20), (1, 20)]
+
+
+def test_rows_come_as_they_are_measured_and_medians_at_the_end(tiny_model, monkeypatch, tmp_path):
+    file, seen = tmp_path / "b.json", []
+    monkeypatch.setattr(bench, "keep", lambda where, told: seen.append([r["seeds"] for r in told["rows"]]))
+    words = ("--modes", "ar,coupled", "--windows", "4", "--seeds", "2", "--json", str(file))
+    lines = bench.run(options(*words), lambda _: tiny_model, lambda _: (32, 32))
+    first = [next(lines) for _ in range(3)]
+    assert [first[2].split()[i] for i in (0, 2)] == ["ar", "1"]
+    assert seen == [[1]]
+    rest = list(lines)
+    assert seen == [[1], [1, 1], [2, 1], [2, 2]]
+    assert rest[0].split()[0] == "coupled"
+    assert rest[1] == "medians of the seeds:"
+    assert [line.split()[2] for line in rest[3:5]] == ["2", "2"]
+
+
+def test_what_was_measured_is_told_after_ctrl_c(tiny_model, monkeypatch, tmp_path):
+    file, real = tmp_path / "b.json", measure.draw
+
+    def draw(model, prompt, sampling, most):
+        if sampling.decode == "coupled":
+            raise KeyboardInterrupt
+        return real(model, prompt, sampling, most)
+
+    monkeypatch.setattr(measure, "draw", draw)
+    lines, words = [], ("--windows", "4", "--seeds", "1", "--json", str(file))
+    with pytest.raises(KeyboardInterrupt):
+        for line in bench.run(options(*words), lambda _: tiny_model, lambda _: (32, 32)):
+            lines.append(line)
+    assert [line.split()[0] for line in lines[2:4]] == ["ar", "jacobi"]
+    assert "fewer passes than ar" in lines[4]
+    assert [r["mode"] for r in json.loads(file.read_text("utf-8"))["rows"]] == ["ar", "jacobi"]
+
+
+def test_one_picture_of_random_weights_is_drawn_and_three_of_others():
+    assert bench.seeds_of(options()) == 3
+    assert bench.seeds_of(options("--random", "7b-2")) == 1
+    assert bench.seeds_of(options("--random", "7b-2", "--seeds", "2")) == 2
+
+
 def test_a_model_of_a_published_shape_is_built_of_random_numbers(monkeypatch):
     monkeypatch.setitem(shapes.SHAPES, "7b-2", TINY)
-    lines = run(None, "--random", "7b-2", "--modes", "ar,jacobi", "--windows", "4", "--seeds", "1")
+    lines = run(None, "--random", "7b-2", "--modes", "ar,jacobi", "--windows", "4")
     assert lines[0].startswith("random 7b-2, 64x32 (32 codes, 4 row ends), float32 on cpu")
     assert lines[-1].startswith("random weights")
+    assert [line.split()[2] for line in lines[2:4]] == ["1", "1"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "fp8", "nf4"])
@@ -303,6 +421,7 @@ def test_random_weights_that_do_not_fit_are_refused_with_numbers(monkeypatch):
         (("--windows", "0"), "window is 0"),
         (("--windows", "wide"), "--windows is 'wide'"),
         (("--seeds", "0"), "--seeds is 0"),
+        (("--tokens", "1"), "--tokens is 1; at least 2"),
         (("--random", "7b-1", "--device", "warp:0"), "--device warp:0"),
     ],
 )
