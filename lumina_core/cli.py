@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     for add in (
         *(add_demo, add_generate, add_inspect, add_convert, add_download),
         *(add_bench, add_conformance, add_train),
-        *(add_restore, add_chat, add_task),
+        *(add_restore, add_describe, add_chat, add_task),
     ):
         add(verbs)
     return top
@@ -193,6 +193,16 @@ def add_restore(verbs: argparse._SubParsersAction) -> None:
     add_model_options(p, "nano-pure")
     add_sampling_options(p, batch=False)
     p.set_defaults(run=talk.run_restore)
+
+
+def add_describe(verbs: argparse._SubParsersAction) -> None:
+    p = verbs.add_parser("describe", help="say what a picture shows, with a checkpoint of Lumina-mGPT 1.0")
+    text = "a picture; may be given again, each is described alone"
+    p.add_argument("--image", type=Path, action="append", required=True, metavar="FILE", help=text)
+    add_model_options(p, "nano-mgpt1")
+    add_sampling_options(p, batch=False)
+    p.add_argument("--max-tokens", type=int, help="the longest description (default: the family's)")
+    p.set_defaults(run=talk.run_describe)
 
 
 def add_chat(verbs: argparse._SubParsersAction) -> None:

@@ -1,4 +1,4 @@
-"""The verbs of the command line that take a picture and write about it: restore and chat."""
+"""The verbs of the command line that take a picture and write about it: restore, describe and chat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from . import Answered, Chat, InputError, Model, Progress, Restoration, Sampling, generate, many
+from . import Answered, Chat, InputError, Model, Progress, Prompt, Restoration, Sampling, generate, many
 from .commands import Say, open_model, sampling_of, writable_folder
 from .image import open_picture
 
@@ -42,6 +42,15 @@ def run_restore(args: argparse.Namespace, say: Say) -> None:
         say(str(file))
 
 
+def run_describe(args: argparse.Namespace, say: Say) -> None:
+    """Says of each picture in turn what it shows."""
+    pictures = [read_picture(file) for file in args.image]
+    model = open_model(args)
+    sampling = sampling_of(model, args, "describe")
+    for picture in pictures:
+        written(model, model.prompt("", task="describe", images=[picture]), sampling, say)
+
+
 def run_chat(args: argparse.Namespace, say: Say) -> None:
     """Answers one question, or questions from the terminal until an empty line or the end of input."""
     pictures = [read_picture(file) for file in args.image]
@@ -70,18 +79,7 @@ class Talk:
     def turn(self, question: str, pictures: list[Image.Image]) -> None:
         """Asks, and says the answer while it is written; pictures in it become files."""
         chat = self.chat.ask(self.model, question, pictures)
-        answer, said = Answered(self.model), 0
-        events = generate(
-            self.model.transformer, self.model.vocabulary, chat.prompt(self.model), self.sampling
-        )
-        for event in events:
-            if answer.note(event):
-                text = answer.text
-                # a character may come in several tokens
-                whole = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
-                self.say(text[said:whole], end="")
-                said = max(said, whole)
-        self.say(answer.text[said:])
+        answer = written(self.model, chat.prompt(self.model), self.sampling, self.say)
         for grid in answer.pictures:
             file = writable_folder(self.folder) / f"picture_{self.drawn:02d}.png"
             info = {"prompt": question, "model": self.model.name, **asdict(self.sampling)}
@@ -89,6 +87,20 @@ class Talk:
             self.say(str(file))
             self.drawn += 1
         self.chat = chat.answered(answer)
+
+
+def written(model: Model, prompt: Prompt, sampling: Sampling, say: Say) -> Answered:
+    """The answer to a prompt, its text said while it is written."""
+    answer, said = Answered(model), 0
+    for event in generate(model.transformer, model.vocabulary, prompt, sampling):
+        if answer.note(event):
+            text = answer.text
+            # a character may come in several tokens
+            whole = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+            say(text[said:whole], end="")
+            said = max(said, whole)
+    say(answer.text[said:])
+    return answer
 
 
 def read_picture(file: Path) -> Image.Image:
