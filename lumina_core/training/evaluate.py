@@ -212,6 +212,7 @@ JUDGES: dict[str, Judge] = {
     "control": judge_control,
     "describe": judge_describe,
     "question": judge_questions,
+    "yes or no": judge_questions,
     "second question": judge_questions,
     "conversation": judge_questions,
     "restore": judge_restore,

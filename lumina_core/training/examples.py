@@ -233,6 +233,7 @@ MAKERS |= {
     **{task: _dense(task, kind) for task, kind in (("segment", "segmentation"), ("normals", "normals"))},
     **{task: _dense(task, task) for task in ("depth", "pose")},
     "question": _chat(questions.ask),
+    "yes or no": _chat(questions.ask_whether),
     "second question": _chat(questions.ask_twice),
     "conversation": _chat(questions.ask_often),
     **{f"pair_{kind}": _pair(kind) for kind in ("depth", "canny", "hed", "pose")},

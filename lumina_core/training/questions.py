@@ -66,8 +66,8 @@ def _ground(s: world.Scene, rng: np.random.Generator) -> Turns:
     return "What colour is the background?", s.ground
 
 
-def _shows(s: world.Scene, rng: np.random.Generator) -> Turns:
-    """Yes or no, each half of the time; a no differs from what there is by a little."""
+def ask_whether(s: world.Scene, rng: np.random.Generator) -> Turns:
+    """Whether the picture shows something: yes or no, each half of the time; a no is nearly right."""
     o, true = _one(s, rng), bool(rng.random() < 0.5)
     if rng.random() < 0.3:
         return _shows_all(s, o, true, rng)
@@ -104,7 +104,7 @@ SINGLE: Table = {
     "shape": (_shape, 0.1),
     "place": (_at_place, 0.16),
     "ground": (_ground, 0.06),
-    "yes or no": (_shows, 0.26),
+    "yes or no": (ask_whether, 0.26),
 }
 DOUBLE: Table = {
     "then colour": (_then_colour, 0.6),

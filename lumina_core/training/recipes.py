@@ -82,25 +82,27 @@ ALL_ROUND = (
 )
 
 MGPT1_KINDS = {  # kind -> weight in the mixture
-    "text_to_image": 0.17,
+    "text_to_image": 0.15,
     "depth": 0.01,
-    "segment": 0.14,
-    "normals": 0.01,
-    "pose": 0.14,
-    "detect": 0.13,
-    "edit": 0.2,
+    "segment": 0.19,
+    "normals": 0.015,
+    "pose": 0.15,
+    "detect": 0.15,
+    "edit": 0.28,
     "control": 0.03,
     "describe": 0.03,
     "question": 0.07,
+    "yes or no": 0.1,
     "second question": 0.03,
     "conversation": 0.09,
 }
 SHAPED = ("text_to_image", "depth", "segment", "normals", "pose")  # kinds also made at other aspect ratios
-WORDED = ("text_to_image", "describe", "question", "second question", "conversation")  # show but one picture
+# These show but one picture.
+WORDED = ("text_to_image", "describe", "question", "yes or no", "second question", "conversation")
 MGPT1_SQUARE = {(kind, BIG_SQUARE): w for kind, w in MGPT1_KINDS.items()}
 MGPT1_ALL = {
-    **{pool: w * (0.6 if pool[0] in SHAPED else 1.0) for pool, w in MGPT1_SQUARE.items()},
-    **{(kind, size): 0.2 * MGPT1_KINDS[kind] for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+    **{pool: w * (0.5 if pool[0] in SHAPED else 1.0) for pool, w in MGPT1_SQUARE.items()},
+    **{(kind, size): 0.25 * MGPT1_KINDS[kind] for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
 }
 MGPT1_VQ = VQRecipe(
     steps=2500,
@@ -133,16 +135,16 @@ NANO_MGPT1 = Recipe(
     examples={
         **dict.fromkeys(MGPT1_SQUARE, 4000),
         **{pool: 10000 for pool in MGPT1_SQUARE if pool[0] in WORDED},
-        **{(kind, BIG_SQUARE): 6000 for kind in ("segment", "pose", "detect")},
-        ("edit", BIG_SQUARE): 8000,
+        **{(kind, BIG_SQUARE): 16000 for kind in ("segment", "pose", "detect", "edit")},
         **{(kind, size): 1200 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
+        **{(kind, size): 4000 for kind in ("segment", "pose") for size in (BIG_WIDE, BIG_TALL)},
         **{("text_to_image", size): 3000 for size in (BIG_WIDE, BIG_TALL)},
     },
     words=600,
     # The picture given ends and a separator, a start and two sizes follow before the answer's codes.
     looks_back=_looking(4, *ALL_ROUND),
     training=TransformerRecipe(
-        phases=_phases((7000, MGPT1_ALL)),
+        phases=_phases((9600, MGPT1_ALL)),
         softness=0.3,
         text_weight=5.0,
         guided=frozenset({"text_to_image", "control", "edit"}),

@@ -18,13 +18,14 @@ from lumina_core.training.recipes import RECIPES
 
 ALL = sorted(bundled())
 DRAWS = [name for name in ALL if name != "nano-pure"]  # which restores only
-SHAPES = {"nano-mgpt1": 0.75, "nano-mgpt2": 0.75, "nano-mgpt2-omni": 0.7}  # of text to image
+SHAPES = {"nano-mgpt1": 0.8, "nano-mgpt2": 0.75, "nano-mgpt2-omni": 0.7}  # of text to image
 AS_TOLD = (  # what the first figure of a kind is at least
-    ("nano-mgpt1", "segment", 0.7),
-    ("nano-mgpt1", "pose", 0.75),
-    ("nano-mgpt1", "detect", 0.6),
-    ("nano-mgpt1", "edit", 0.55),
-    ("nano-mgpt1", "question", 0.75),
+    ("nano-mgpt1", "segment", 0.75),
+    ("nano-mgpt1", "pose", 0.8),
+    ("nano-mgpt1", "detect", 0.65),
+    ("nano-mgpt1", "edit", 0.65),
+    ("nano-mgpt1", "question", 0.85),
+    ("nano-mgpt1", "yes or no", 0.7),
     ("nano-mgpt2-omni", "pose_panel", 0.85),
     ("nano-mgpt2-omni", "subject", 0.7),
     ("nano-mgpt2-omni", "control_depth", 0.75),

@@ -60,6 +60,18 @@ def test_edits_change_what_they_say_and_nothing_else():
     assert kinds == set(edits.KINDS)
 
 
+def test_edits_are_trained_in_either_wording():
+    worded = [example("edit", "train", n, SIZE) for n in range(60)]
+    as_people_type = 0
+    for e in worded:
+        if e.edit and e.text != e.edit.instruction:
+            assert e.text[0].islower()
+            assert not e.text.endswith(".")
+            assert e.text.capitalize() == e.edit.instruction.removesuffix(".").capitalize()
+            as_people_type += 1
+    assert 0.3 < as_people_type / len(worded) < 0.7
+
+
 def answer_by_looking(s: world.Scene, question: str) -> str | None:
     """A second way to the answers, from the words alone."""
     words = question.rstrip("?").split()
@@ -92,13 +104,15 @@ def check_answer(s: world.Scene, question: str, answer: str) -> None:
 
 
 def test_answers_are_those_of_the_scene():
-    yes = []
-    for n, s in enumerate(SCENES * 6):
-        question, answer = questions.ask(s, rng(n))
-        check_answer(s, question, answer)
-        if question.startswith("Does"):
-            yes.append(answer == "yes")
-    assert 0.3 < np.mean(yes) < 0.7
+    for ask, share in ((questions.ask, 0.2), (questions.ask_whether, 1.0)):
+        yes = []
+        for n, s in enumerate(SCENES * 6):
+            question, answer = ask(s, rng(n))
+            check_answer(s, question, answer)
+            if question.startswith("Does"):
+                yes.append(answer == "yes")
+        assert len(yes) >= share * len(SCENES * 6)
+        assert 0.3 < np.mean(yes) < 0.7
     for n, s in enumerate(SCENES):
         first, said, second, answer = questions.ask_twice(s, rng(n))
         check_answer(s, first, said)
