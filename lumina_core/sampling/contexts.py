@@ -106,7 +106,8 @@ class Contexts:
     def _pass(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
         if self.graphs is not None:
             return self.graphs.run(tokens, start, rows, length)
-        return self.transformer(tokens, start, self.cache, rows, reach(length, self.cache), self.parts)
+        length = reach(length, self.cache, self.device)
+        return self.transformer(tokens, start, self.cache, rows, length, self.parts)
 
     def reserve(self, capacity: int, more: int = 0) -> None:
         """Makes the cache hold at least `capacity` positions a row; where it must grow, `more` besides."""

@@ -64,9 +64,9 @@ def bucket_of(length: int, cache: KVCache) -> int:
     return min(-(-length // BUCKET) * BUCKET, cache.capacity)
 
 
-def reach(length: int, cache: KVCache) -> int:
+def reach(length: int, cache: KVCache, device: torch.device) -> int:
     """Keys to read in a pass without graphs, where `length` stand."""
-    return bucket_of(length, cache) if cache.steps.device.type == "cuda" else length
+    return bucket_of(length, cache) if device.type == "cuda" else length
 
 
 class Graphs:

@@ -114,6 +114,7 @@ class Fed:
     """Contexts whose transformer says the token after the one it was fed, counting up to `period`."""
 
     device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self, period: int):
         self.period, self.passes = period, 0
@@ -160,3 +161,26 @@ def test_drafts_that_do_not_pay_are_given_up(monkeypatch):
     for n in range(300):
         writer.drafts.extend(writer.run(n, 1000))
     assert sum(w == 1 for w in widths) > 200
+
+
+def test_in_16_bit_no_clock_decides_whether_text_is_drafted(monkeypatch):
+    ways = []
+    for seconds in (1.0, 1000.0):  # of a pass with drafts; one without takes a second
+        clock, widths, rng = [0.0], [], torch.Generator().manual_seed(3)
+
+        class Small(Fed):
+            dtype = torch.bfloat16
+
+            def peek_alone(self, tokens, clock=clock, widths=widths, rng=rng, seconds=seconds):
+                clock[0] += seconds if tokens.shape[1] > 1 else 1.0
+                widths.append(tokens.shape[1])
+                return torch.randint(0, 2, tokens.shape, generator=rng)[..., None].float()
+
+        monkeypatch.setattr(text.time, "perf_counter", lambda clock=clock: clock[0])
+        writer = Writer(Small(2), lambda hidden, place: hidden[:, 0].long().tolist(), True)
+        writer.drafts.extend([0, 1, 0, 1])
+        for n in range(200):
+            writer.drafts.extend(writer.run(n, 1000))
+        ways.append(widths)
+    assert ways[0] == ways[1]
+    assert {1, 8} <= set(ways[0])
