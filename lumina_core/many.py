@@ -21,7 +21,7 @@ from .prompt_file import Line, PromptFile
 from .prompts import Prompt
 from .sampling import Event, PictureFinished, Progress, Sampling, generate
 from .sampling.abreast import MOST, Abreast
-from .sampling.engine import tokens_needed
+from .sampling.room import check_prompt, tokens_needed
 from .unirep import UNIT, TokenGrid
 
 CHUNK = "lumina_mgpt"  # the PNG's text chunk with prompt and settings
@@ -142,11 +142,6 @@ def _jobs(
 
 
 def _prompt(model: Model, line: Line, size: tuple[int, int] | None) -> Prompt:
-    if model.config.mask_image_logits:
-        raise InputError(
-            f"'{model.name}' writes text only: its config.json sets 'mask_image_logits'. Load a checkpoint that was "
-            "trained to draw."
-        )
     drawing = [
         t for t, entry in model.family.templates.items() if entry.images == 0 and entry.expects == "image"
     ]
@@ -155,7 +150,10 @@ def _prompt(model: Model, line: Line, size: tuple[int, int] | None) -> Prompt:
             f"it may be {', '.join(drawing)}" if drawing else f"{model.family.title} has none from text alone"
         )
         raise InputError(f"'task' is '{line.task}'; {can}.")
-    return model.prompt(line.prompt, task=line.task, size=size)
+    prompt = model.prompt(line.prompt, task=line.task, size=size)
+    # a line wants a picture, whoever chooses its size
+    check_prompt(model.config, dataclasses.replace(prompt, expects="image"))
+    return prompt
 
 
 def _is_there(job: Job) -> bool:

@@ -114,6 +114,8 @@ def asked(
     images: Sequence[Image.Image],
     text: str = "",
     tokens: Sequence[TokenGrid] = (),
+    size: tuple[int, int] | None = None,
+    side: int = 0,
     **options,
 ) -> list[Request]:
     """What is asked about each picture, or about the `tokens` it was drawn as; the pictures are encoded."""
@@ -123,12 +125,11 @@ def asked(
             "same node, or the image alone."
         )
     model = hosted.model
-    size, side = options.pop("size", None), options.get("side", 0)
     size = size and model.size_for(task, *size)
     hosted.place_vq([size or lumina_core.working_size(model, task, image, side) for image in images])
     grids = list(tokens) or [None] * len(images)
     return [
-        lumina_core.ask(model, task, image, text, size=size, tokens=grid, **options)
+        lumina_core.ask(model, task, image, text, size=size, side=side, tokens=grid, **options)
         for image, grid in watched(list(zip(images, grids, strict=True)))
     ]
 

@@ -141,9 +141,8 @@ def draw(model: Model, prompt: Prompt, sampling: Sampling, most: int | None = No
         for event in drawing:
             if isinstance(event, Progress):
                 events += 1
-                tokens = min(
-                    whole, whole + 1 - (event.total - event.done)
-                )  # the last event is the picture's end
+                # the last event is the picture's end, and no token
+                tokens = min(whole, whole + 1 - (event.total - event.done))
                 if (most or whole) <= tokens < whole:
                     break
             elif isinstance(event, PictureFinished):

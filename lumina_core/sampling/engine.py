@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import InputError
 from ..shortage import told
 from ..unirep import TokenGrid, Vocabulary
 from .answer import Answer
 from .contexts import Contexts
 from .events import Event, PictureFinished, Progress, Sampling
 from .kept import kept_codes, rows_kept
-from .room import check, in_words, tokens_needed
+from .room import check, check_prompt, in_words, tokens_needed
 from .smaller import ADVICE, once_more
 from .window import painter_of
 
@@ -44,30 +43,11 @@ def generate(
     Where memory runs out, the same is drawn once more in a smaller way, which is logged; `Progress` then begins anew.
     An `OutOfMemoryError` says that this was too much as well, a `PrecisionError` that the scores are no numbers.
     """
-    _check(transformer, prompt)
+    check_prompt(transformer.config, prompt)
     if prompt.expects == "image" and prompt.units is not None:
         check(transformer, vocabulary, prompt, sampling, free)
         return _known_size(transformer, vocabulary, prompt, sampling)
     return _answers(transformer, vocabulary, prompt, sampling, free)
-
-
-def _check(transformer: Transformer, prompt: Prompt) -> None:
-    config = transformer.config
-    if max(prompt.tokens) >= config.vocab_size:
-        raise InputError(
-            f"The prompt holds token {max(prompt.tokens)}, but this checkpoint knows {config.vocab_size} tokens. Make "
-            "the prompt with the checkpoint that draws it."
-        )
-    if len(prompt.tokens) >= config.max_position_embeddings:
-        raise InputError(
-            f"The prompt takes {len(prompt.tokens)} tokens; this checkpoint has {config.max_position_embeddings} "
-            "positions. Shorten the text, or give fewer or smaller pictures."
-        )
-    if config.mask_image_logits and prompt.expects == "image":
-        raise InputError(
-            "This checkpoint writes text only: its config.json sets 'mask_image_logits', which keeps pictures from "
-            "being drawn. Load a checkpoint that was trained to draw."
-        )
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Room for the key-value cache: what a picture takes, what is free, and what would fit."""
+"""What a checkpoint can be asked; room for the key-value cache: what a picture takes, what is free, what would fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,26 @@ from .events import Sampling
 
 if TYPE_CHECKING:
     from ..prompts import Prompt
-    from ..transformer import Transformer
+    from ..transformer import Transformer, TransformerConfig
+
+
+def check_prompt(config: TransformerConfig, prompt: Prompt) -> None:
+    """Raises an `InputError` where a checkpoint cannot read a prompt, or draws nothing at all."""
+    if max(prompt.tokens) >= config.vocab_size:
+        raise InputError(
+            f"The prompt holds token {max(prompt.tokens)}, but this checkpoint knows {config.vocab_size} tokens. Make "
+            "the prompt with the checkpoint that draws it."
+        )
+    if len(prompt.tokens) >= config.max_position_embeddings:
+        raise InputError(
+            f"The prompt takes {len(prompt.tokens)} tokens; this checkpoint has {config.max_position_embeddings} "
+            "positions. Shorten the text, or give fewer or smaller pictures."
+        )
+    if config.mask_image_logits and prompt.expects == "image":
+        raise InputError(
+            "This checkpoint writes text only: its config.json sets 'mask_image_logits', which keeps pictures from "
+            "being drawn. Load a checkpoint that was trained to draw."
+        )
 
 
 def tokens_needed(prompt: Prompt, vocabulary: Vocabulary, units: tuple[int, int] | None = None) -> int:
