@@ -160,7 +160,7 @@ def add_train(verbs: argparse._SubParsersAction) -> None:
         p.set_defaults(run=commands.run_train, name=name)
     judge = what.add_parser("evaluate", help="judge a checkpoint's tasks on held-out scenes, by exact truth")
     add_model_options(judge)
-    add_sampling_options(judge)
+    add_settings(judge)
     judge.add_argument("--captions", type=int, default=200, help="examples of each task (default: 200)")
     judge.add_argument(
         "--tasks",
@@ -201,7 +201,7 @@ def add_describe(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("--image", type=Path, action="append", required=True, metavar="FILE", help=text)
     add_model_options(p, "nano-mgpt1")
     add_sampling_options(p, batch=False)
-    p.add_argument("--max-tokens", type=int, help="the longest description (default: the family's)")
+    p.add_argument("--max-tokens", type=int, help="the longest description (default: the checkpoint's own)")
     p.set_defaults(run=talk.run_describe)
 
 
@@ -227,7 +227,7 @@ def add_chat(verbs: argparse._SubParsersAction) -> None:
     )
     add_model_options(p, "nano-mgpt1")
     add_sampling_options(p, batch=False)
-    p.add_argument("--max-tokens", type=int, help="the longest answer (default: the family's)")
+    p.add_argument("--max-tokens", type=int, help="the longest answer (default: the checkpoint's own)")
     p.set_defaults(run=talk.run_chat)
 
 
@@ -246,7 +246,9 @@ def add_task(verbs: argparse._SubParsersAction) -> None:
     text = "pixels the model works at, multiples of 32 (default: near the picture's proportions)"
     p.add_argument("--size", type=size, metavar="WxH", help=text)
     p.add_argument(
-        "--fit", choices=["stretch", "crop"], help="how the picture comes to it (default: stretch)"
+        "--fit",
+        choices=["stretch", "crop"],
+        help="how the picture comes to it (default: crop for subject, else stretch)",
     )
     add_sampling_options(p)
     text = (
@@ -276,14 +278,22 @@ def add_model_options(p: argparse.ArgumentParser, name: str = "nano-mgpt2") -> N
 
 def add_sampling_options(p: argparse.ArgumentParser, batch: bool = True) -> None:
     d = Sampling()
-    p.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
-    p.add_argument("--cfg", type=float, help="guidance; 1 is none (default: the family's, 4 for 2.0)")
-    p.add_argument("--temperature", type=float, help="0 always takes the likeliest (default: the family's)")
-    p.add_argument("--image-top-k", "--top-k", type=int, help="codes considered at each place; 0 is all")
+    add_settings(p)
     p.add_argument("--decode", default=d.decode, help=f"{', '.join(MODES)} (default: {d.decode})")
     p.add_argument("--window", type=window, metavar="N|auto", help="drafts a pass (default: auto)")
     if batch:
         p.add_argument("--batch", type=int, default=1, help="pictures, with seeds seed, seed + 1, ...")
+
+
+def add_settings(p: argparse.ArgumentParser) -> None:
+    """The settings that say what is drawn, not how quickly."""
+    p.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
+    text = "guidance; 1 is none (default: the checkpoint's own; 4 for the released 2.0)"
+    p.add_argument("--cfg", type=float, help=text)
+    p.add_argument(
+        "--temperature", type=float, help="0 always takes the likeliest (default: the checkpoint's own)"
+    )
+    p.add_argument("--image-top-k", "--top-k", type=int, help="codes considered at each place; 0 is all")
 
 
 def size(text: str) -> tuple[int, int]:

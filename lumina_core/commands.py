@@ -195,7 +195,7 @@ def run_evaluate(args: argparse.Namespace, say: Say) -> None:
             lambda task: sampling_of(model, args, task),
             lambda kind, n: bar.update(n),
         )
-    limits = ceilings(pools, model, min(args.captions, 50)) if args.ceilings else []
+    limits = ceilings(pools, model, args.captions) if args.ceilings else []
     psnr = evaluate_tokenizer(model, recipe.sizes, min(args.captions, 50))
     lines = table(figures, limits)
     for line in lines:

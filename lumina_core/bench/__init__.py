@@ -51,8 +51,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seeds", type=int, metavar="N", help="pictures of each (default: 3, 1 with --random)")
     text = f"draw only the first N of a picture, row ends among them (default: all, {AGAINST_TOKENS} with --against)"
     p.add_argument("--tokens", type=int, metavar="N", help=text)
-    p.add_argument("--cfg", type=float, help="guidance (default: the family's)")
-    p.add_argument("--temperature", type=float, help="(default: the family's)")
+    p.add_argument("--cfg", type=float, help="guidance (default: the checkpoint's own)")
+    p.add_argument("--temperature", type=float, help="(default: the checkpoint's own)")
     p.add_argument("--image-top-k", "--top-k", type=int, help="codes considered at each place")
     p.add_argument(
         "--against", choices=[report.OTHER], help="also what a user would run without us, on the same weights"
@@ -217,14 +217,14 @@ def text_prompt(model: Model, text: str, size: tuple[int, int]) -> Prompt:
 def random_subject(args) -> Subject:
     """Random weights of a published size, and a prompt of as many tokens as a caption has."""
     shape = shapes.SHAPES[args.random]
-    size = args.size or shape.size
+    shape = dataclasses.replace(shape, size=args.size or shape.size)
     device = pick_device(args.device)
     precision = args.precision if args.precision != "auto" else ("fp32" if device.type == "cpu" else "bf16")
     model = shapes.build(args.random, shape, device, precision)
     note = (
         "random weights: a pass takes its real time, but how many drafts hold is not that of a trained model"
     )
-    return Subject(model, shapes.prompt_of(model, shape, size), size, (note,))
+    return Subject(model, shapes.prompt_of(model, shape, shape.size), shape.size, (note,))
 
 
 def device_of(model: Model) -> torch.device:

@@ -12,12 +12,14 @@ from .measure import copy_speed
 
 # Bytes a second by the maker's data sheet, by name of the device; the first that fits counts.
 DATA_SHEETS = (
-    (r"H200", 4800e9),
-    (r"H100 NVL", 3938e9),
-    (r"H100 PCIe", 2039e9),
-    (r"H100", 3350e9),
-    (r"A100.*80GB", 2039e9),
-    (r"A100", 1555e9),
+    (r"\bH200\b", 4800e9),
+    (r"\bH100 NVL", 3938e9),
+    (r"\bH100 PCIe", 2039e9),
+    (r"\bH100\b", 3350e9),
+    (r"\bA100.*80GB PCIe", 1935e9),
+    (r"\bA100.*PCIe.*80GB", 1935e9),
+    (r"\bA100.*80GB", 2039e9),
+    (r"\bA100\b", 1555e9),
     (r"RTX 5090(?! .*(D|Laptop))", 1792e9),
     (r"RTX 4090(?! .*(D|Laptop))", 1008e9),
     (r"RTX 3090 Ti", 1008e9),
@@ -53,11 +55,16 @@ def floor_of(model: Model, prompt: Prompt, sampling: Sampling, tokens: int) -> F
         return Floor(weights, cache, None, why)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for pattern, speed in DATA_SHEETS:
-            if re.search(pattern, name):
-                return Floor(weights, cache, speed, f"{speed / 1e9:.0f} GB/s by the data sheet of {name}")
+        speed = published(name)
+        if speed is not None:
+            return Floor(weights, cache, speed, f"{speed / 1e9:.0f} GB/s by the data sheet of {name}")
     speed = copy_speed(device)
     return Floor(weights, cache, speed, f"{speed / 1e9:.0f} GB/s in a plain copy")
+
+
+def published(name: str) -> float | None:
+    """Bytes a second by the data sheet of a device of this name."""
+    return next((speed for pattern, speed in DATA_SHEETS if re.search(pattern, name)), None)
 
 
 def weights_read(model: Model) -> int:

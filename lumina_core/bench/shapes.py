@@ -107,7 +107,8 @@ def build(name: str, shape: Shape, device: torch.device, precision: str) -> Mode
 
 def _refuse_if_short(name: str, shape: Shape, device: torch.device, precision: str, vq_numbers: int) -> None:
     need = memory.estimate(shape.config, shape.vq, vq_numbers, precision, shape.size)
-    total = need.total + (need.cache // 2 if shape.given else 0)
+    cache = need.cache + (need.cache // 2 if shape.given else 0)
+    total = need.weights + need.vq_weights + max(cache, need.decode)  # the cache is gone before the decoding
     free = free_bytes(device)
     if free is not None and total > free:
         raise InputError(

@@ -40,8 +40,9 @@ def train(
     """Trains a bundled checkpoint in `folder`, going on where an earlier call stopped; returns the finished folder.
 
     `start_from` is a checkpoint whose transformer, of the same sizes, is trained on. Of the same family: its image
-    tokenizer is kept (the decoder alone learns on) and tokens are matched by name. Of another: the image tokenizer is
-    trained from nothing, and its codes begin as those that show the same in the earlier one's pictures.
+    tokenizer is kept (the decoder alone learns on) and tokens are matched by name. Of another: the image tokenizer
+    takes over the codes where the recipe can (`begins_as`) or is trained from nothing, and each code begins as those
+    that show the same in the earlier one's pictures.
     """
     if name not in RECIPES:
         raise InputError(f"There is no recipe '{name}'; there is {', '.join(RECIPES)}.")

@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def picture(self) -> np.ndarray:
-        """The last panel; black where nothing was drawn, which no judge takes for right."""
+        """The last panel; black where nothing was drawn."""
         s = self.example.scene
         return self.panels[-1] if self.panels else np.zeros((s.height, s.width, 3), np.uint8)
 
@@ -49,6 +49,7 @@ class Figure:
     unit: str = "%"
     goal: float | None = None
     low_is_good: bool = False
+    of_text: bool = False  # judged by the words of an answer: pictures have no part in it
 
     @property
     def shown(self) -> str:
@@ -71,12 +72,14 @@ class Figure:
 Judge = Callable[[str, Sequence[Outcome]], list[Figure]]
 
 
-def _share(task: str, name: str, hits: Sequence[bool], goal: float | None = None) -> Figure:
-    return Figure(task, name, float(np.mean(hits)) if len(hits) else 0.0, len(hits), goal=goal)
+def _share(task: str, name: str, hits: Sequence[bool], goal: float | None = None, of_text=False) -> Figure:
+    return Figure(
+        task, name, float(np.mean(hits)) if len(hits) else 0.0, len(hits), goal=goal, of_text=of_text
+    )
 
 
 def _mean(task, name, values, unit, goal=None, low=True) -> Figure:
-    return Figure(task, name, float(np.mean(values)), len(values), unit, goal, low)
+    return Figure(task, name, float(np.mean(values)) if len(values) else 0.0, len(values), unit, goal, low)
 
 
 def judge_text_to_image(task: str, done: Sequence[Outcome]) -> list[Figure]:
@@ -94,12 +97,19 @@ def judge_depth(task: str, done: Sequence[Outcome]) -> list[Figure]:
 
 def judge_segment(task: str, done: Sequence[Outcome]) -> list[Figure]:
     table = sum(measures.confusion(o.example.scene, o.picture) for o in done)
-    return [Figure(task, "mean IoU", measures.mean_iou(table), len(done), "", 0.85)]
+    return [
+        Figure(task, "mean IoU of ground and shapes", measures.mean_iou(table), len(done), "", 0.85),
+        Figure(task, "mean IoU of the shapes alone", measures.mean_iou(table, ground=False), len(done), ""),
+    ]
 
 
 def judge_normals(task: str, done: Sequence[Outcome]) -> list[Figure]:
     errors = [measures.normal_error(o.example.scene, o.picture) for o in done]
-    return [_mean(task, "mean angle error", errors, "degrees", 10.0)]
+    shapes = [measures.normal_error(o.example.scene, o.picture, ground=False) for o in done]
+    return [
+        _mean(task, "mean angle error", errors, "degrees", 10.0),
+        _mean(task, "mean angle error on the shapes", shapes, "degrees"),
+    ]
 
 
 def _found(task: str, name: str, pairs: Sequence[tuple[int, int]]) -> list[Figure]:
@@ -178,12 +188,16 @@ def _said(text: str) -> str:
 
 def judge_questions(task: str, done: Sequence[Outcome]) -> list[Figure]:
     right = [_said(o.text) == _said(o.example.truth[-1]) for o in done]
-    return [_share(task, "answers right", right, 0.9 if task == "question" else 0.85)]
+    return [_share(task, "answers right", right, 0.9 if task == "question" else 0.85, of_text=True)]
 
 
 def judge_describe(task: str, done: Sequence[Outcome]) -> list[Figure]:
     named = [measures.names_every_object(o.example.scene, o.text) for o in done]
-    return [_share(task, "captions that name every object", named, 0.85)]
+    whole = [_said(o.text) == _said(o.example.truth[-1]) for o in done]
+    return [
+        _share(task, "captions that name every object", named, 0.85, of_text=True),
+        _share(task, "captions right in all, places and ground too", whole, of_text=True),
+    ]
 
 
 def judge_restore(task: str, done: Sequence[Outcome]) -> list[Figure]:
@@ -196,8 +210,8 @@ def judge_restore(task: str, done: Sequence[Outcome]) -> list[Figure]:
     seen = [f"content: {questions.content(o.example.scene)}." in o.text.lower() for o in done]
     return [
         _mean(task, "PSNR over bicubic", gains, "dB", 2.0, low=False),
-        _share(task, "degradation named right", told, 0.8),
-        _share(task, "content right", seen),
+        _share(task, "degradation named right", told, 0.8, of_text=True),
+        _share(task, "content right", seen, of_text=True),
     ]
 
 
@@ -244,17 +258,29 @@ def evaluate(
     if count < 1:
         raise InputError("There is nothing to judge: the number of captions must be at least 1.")
     figures = []
-    for kind in dict.fromkeys(kind for kind, _ in pools):
-        sizes = [size for other, size in pools if other == kind]
-        numbers = {size: [n for n in range(count) if n % len(sizes) == i] for i, size in enumerate(sizes)}
+    for kind, numbers in shared_out(pools, count).items():
         done = []
         for size, mine in numbers.items():
             for first in range(0, len(mine), AT_ONCE):
                 part = mine[first : first + AT_ONCE]
                 done += outcomes(model, [example(kind, "held-out", n, size) for n in part], part, settings)
                 report(kind, len(part))
-        figures += JUDGES[kind](kind, done)
+        figures += judged(kind, done)
     return figures
+
+
+def shared_out(pools: Sequence[tuple[str, Size]], count: int) -> dict[str, dict[Size, list[int]]]:
+    """Which of the first `count` held-out examples of each kind are judged at which of its sizes."""
+    out = {}
+    for kind in dict.fromkeys(kind for kind, _ in pools):
+        sizes = [size for other, size in pools if other == kind]
+        out[kind] = {size: list(range(i, count, len(sizes))) for i, size in enumerate(sizes)}
+    return out
+
+
+def judged(kind: str, done: Sequence[Outcome]) -> list[Figure]:
+    """The figures of a kind; none of things that there are not among the examples."""
+    return [f for f in JUDGES[kind](kind, done) if f.count]
 
 
 def outcomes(
@@ -328,20 +354,16 @@ def evaluate_tokenizer(model: Model, sizes: Sequence[Size], pictures: int = 200)
     return Ceiling(float(np.mean(errors)), colour, shape)
 
 
-def ceilings(kinds: Sequence[tuple[str, Size]], model: Model, count: int) -> list[Figure]:
-    """The figures the judges would give if every picture wanted were drawn perfectly: the image tokenizer's limit."""
+def ceilings(pools: Sequence[tuple[str, Size]], model: Model, count: int) -> list[Figure]:
+    """What the judges say of the pictures that `evaluate` wants, through the image tokenizer alone: its limit."""
     figures = []
-    for kind, size in kinds:
+    for kind, numbers in shared_out(pools, count).items():
         done = []
-        for n in range(count):
-            e = example(kind, "held-out", n, size)
-            if e.drawn:
+        for size, mine in numbers.items():
+            for e in (example(kind, "held-out", n, size) for n in mine):
                 codes = picture_codes(model.vq, list(e.drawn))
-                panels = tuple(model.decode(codes[p.tobytes()]) for p in e.drawn)
-                words = e.truth[-1] if e.truth else ""
-                done.append(Outcome(e, panels, words))
-        if done:
-            figures += JUDGES[kind](kind, done)
+                done.append(Outcome(e, tuple(model.decode(codes[p.tobytes()]) for p in e.drawn), ""))
+        figures += [f for f in judged(kind, done) if not f.of_text]
     return figures
 
 

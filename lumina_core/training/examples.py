@@ -224,6 +224,8 @@ def _subject(task: str) -> Maker:
 @_maker("edit_panel")
 def _edit_panel(s: world.Scene, rng: np.random.Generator) -> Example:
     text, e, after = _edit(s, rng, 0.04)
+    if e is not None and rng.random() >= 0.5:
+        text = edits.casual(text)
     before = world.picture(s)
     # The wording of the task closes the instruction with a full stop of its own.
     return Example("edit", text.rstrip("."), _size(s), s, (before,), drawn=(before, after), edit=e)

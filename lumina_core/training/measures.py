@@ -15,6 +15,7 @@ from .judge import PALETTE, Verdict, judge
 PIXELS_OFF = 4.0  # a keypoint may lie so far from its place
 OVERLAP = 0.6  # intersection over union from which a box counts as found
 CLASSES = {"": (0, 0, 0), **world.SEGMENT_COLOURS}
+SPECK = 12  # pixels: what is smaller is no shape, but noise of the image tokenizer
 BRIGHT = 110  # of 255: a channel of a line on black that is above it belongs to the line
 
 
@@ -34,17 +35,25 @@ def confusion(s: world.Scene, drawn: np.ndarray) -> np.ndarray:
     return np.bincount(pairs.ravel(), minlength=len(colours) ** 2).reshape(len(colours), -1)
 
 
-def mean_iou(table: np.ndarray) -> float:
+def mean_iou(table: np.ndarray, ground: bool = True) -> float:
     """Mean over the classes that there are of intersection over union, of summed confusions."""
     union = table.sum(0) + table.sum(1) - table.diagonal()
-    return float((table.diagonal()[union > 0] / union[union > 0]).mean())
+    there = union > 0
+    there[0] &= ground
+    return float((table.diagonal()[there] / union[there]).mean())
 
 
-def normal_error(s: world.Scene, drawn: np.ndarray) -> float:
-    """Mean angle in degrees between drawn and true normals."""
+def normal_error(s: world.Scene, drawn: np.ndarray, ground: bool = True) -> float:
+    """Mean angle in degrees between drawn and true normals, of all pixels or of those of shapes."""
     n = (drawn.astype(float) - 128) / 127.5
     n /= np.maximum(np.linalg.norm(n, axis=-1, keepdims=True), 1e-6)
-    return float(np.degrees(np.arccos((n * world.normals(s)).sum(-1).clip(-1, 1))).mean())
+    angles = np.degrees(np.arccos((n * world.normals(s)).sum(-1).clip(-1, 1)))
+    return float(angles.mean() if ground else angles[covered(s)].mean())
+
+
+def covered(s: world.Scene) -> np.ndarray:
+    """The pixels (H, W) that shapes cover."""
+    return np.max([world.coverage(o, s.width, s.height) for o in s.objects], axis=0) > 0.5
 
 
 def regions(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -91,10 +100,11 @@ def keypoints_found(s: world.Scene, drawn: np.ndarray) -> tuple[int, int]:
     least = 0.3 * np.pi * (maps.JOINT_RADIUS * min(s.width, s.height)) ** 2  # smaller specks are no joints
     joints = maps.keypoints(s)
     for kind, colour in maps.JOINT_COLOURS.items():
-        channel = int(np.argmax(colour))
-        others = np.delete(drawn.astype(int), channel, axis=-1).max(-1)
-        mask = (drawn[..., channel] > BRIGHT) & (drawn[..., channel] > others + 70)
-        seen = [(xs.mean() + 0.5, ys.mean() + 0.5) for ys, xs in regions(mask) if len(ys) >= least]
+        seen = [
+            (xs.mean() + 0.5, ys.mean() + 0.5)
+            for ys, xs in regions(of_joints(drawn, colour))
+            if len(ys) >= least
+        ]
         waiting = [(x, y) for name, x, y in joints if name == kind]
         total += max(len(waiting), len(seen))
         for x, y in seen:
@@ -103,6 +113,13 @@ def keypoints_found(s: world.Scene, drawn: np.ndarray) -> tuple[int, int]:
                 waiting.remove(near)
                 hits += 1
     return hits, total
+
+
+def of_joints(drawn: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """The pixels (H, W) of keypoints of one colour."""
+    channel = int(np.argmax(colour))
+    others = np.delete(drawn.astype(int), channel, axis=-1).max(-1)
+    return (drawn[..., channel] > BRIGHT) & (drawn[..., channel] > others + 70)
 
 
 def lands(e: edits.Edit, drawn: np.ndarray) -> bool:
@@ -166,7 +183,7 @@ def shapes_seen(picture: np.ndarray, ground: str) -> np.ndarray:
 
 def shape_iou(s: world.Scene, drawn: np.ndarray) -> float:
     """How well the shapes drawn on the ground lie on those of the scene, whatever their colours."""
-    truth = np.max([world.coverage(o, s.width, s.height) for o in s.objects], axis=0) > 0.5
+    truth = covered(s)
     seen = shapes_seen(drawn, ground_of(drawn))
     return float((truth & seen).sum() / max((truth | seen).sum(), 1))
 
@@ -187,10 +204,23 @@ def agreement(kind: str, picture: np.ndarray, drawn: np.ndarray) -> float:
         near = drawn.mean(-1) / 255 > 0.45  # the floor is below, every object above
         return float((seen & near).sum() / max((seen | near).sum(), 1))
     if kind == "pose":
-        joints, radius = drawn.max(-1) > BRIGHT, round(maps.JOINT_RADIUS * min(seen.shape)) + 1
-        return float((joints & _wider(seen, radius)).sum() / max(joints.sum(), 1))
+        return _joints_on_shapes(seen, drawn)
     outline = seen & ~_narrower(seen)
     return edge_score(outline, drawn.mean(-1) > BRIGHT)
+
+
+def _joints_on_shapes(seen: np.ndarray, drawn: np.ndarray) -> float:
+    """F1 of the keypoints' pixels that lie on shapes, and of keypoints of every kind that the shapes have."""
+    kinds = [of_joints(drawn, colour) for colour in maps.JOINT_COLOURS.values()]
+    joints, radius = np.logical_or.reduce(kinds), round(maps.JOINT_RADIUS * min(seen.shape)) + 1
+    wanted = []
+    for ys, xs in regions(seen):
+        if len(ys) >= SPECK:
+            shape = np.zeros_like(seen)
+            shape[ys, xs] = True
+            wanted += [(kind & _wider(shape, radius)).any() for kind in kinds]
+    precision, recall = (joints & _wider(seen, radius)).sum() / max(joints.sum(), 1), np.mean(wanted or [0.0])
+    return float(2 * precision * recall / max(precision + recall, 1e-9))
 
 
 def names_every_object(s: world.Scene, words: str) -> bool:

@@ -135,7 +135,8 @@ NANO_MGPT1 = Recipe(
     examples={
         **dict.fromkeys(MGPT1_SQUARE, 4000),
         **{pool: 10000 for pool in MGPT1_SQUARE if pool[0] in WORDED},
-        **{(kind, BIG_SQUARE): 16000 for kind in ("segment", "pose", "detect", "edit")},
+        **{(kind, BIG_SQUARE): 16000 for kind in ("segment", "pose")},
+        **{(kind, BIG_SQUARE): 24000 for kind in ("detect", "edit")},
         **{(kind, size): 1200 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
         **{(kind, size): 4000 for kind in ("segment", "pose") for size in (BIG_WIDE, BIG_TALL)},
         **{("text_to_image", size): 3000 for size in (BIG_WIDE, BIG_TALL)},
@@ -233,8 +234,9 @@ NANO_OMNI = replace(
     examples={
         **{pool: 5000 if pool[1] == SQUARE else 1500 for pool in MGPT2_ALL},
         **{("text_to_image", size): 8000 if size == SQUARE else 4000 for size in (SQUARE, WIDE, TALL)},
-        **{(kind, SQUARE): 12000 for kind in ("edit_panel", "subject")},
-        **{("edit_panel", size): 5000 for size in (WIDE, TALL)},
+        **{(kind, SQUARE): 12000 for kind in ("subject", *(f"control_{kind}" for kind in PANEL_MAPS))},
+        ("edit_panel", SQUARE): 20000,
+        **{("edit_panel", size): 8000 for size in (WIDE, TALL)},
         **{("pose_panel", size): 2500 for size in (WIDE, TALL)},
     },
     words=700,

@@ -208,6 +208,25 @@ def test_a_pass_reads_the_weights_the_heads_codes_and_the_keys_of_both_rows(tiny
     assert (start.weights, start.cache) == (got.weights, place * (len(prompt.tokens) + 3 + 5 + 3 + 5))
 
 
+@pytest.mark.parametrize(
+    ("name", "speed"),
+    [
+        ("NVIDIA H200", 4800e9),
+        ("NVIDIA H100 80GB HBM3", 3350e9),
+        ("NVIDIA H100 PCIe", 2039e9),
+        ("NVIDIA A100-SXM4-80GB", 2039e9),
+        ("NVIDIA A100 80GB PCIe", 1935e9),
+        ("NVIDIA A100-SXM4-40GB", 1555e9),
+        ("NVIDIA GeForce RTX 4090", 1008e9),
+        ("NVIDIA RTX A1000 Laptop GPU", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_a_card_has_the_bandwidth_of_its_own_data_sheet(name, speed):
+    assert floor.published(name) == speed
+
+
 def test_the_share_of_the_floor_is_bytes_over_time_and_bandwidth():
     assert floor.Floor(60, 20, 100.0, "").share(2.0) == pytest.approx(0.4)
     assert floor.Floor(60, 20, None, "").share(2.0) is None
@@ -410,8 +429,10 @@ def _meta(shape):
 
 def test_random_weights_that_do_not_fit_are_refused_with_numbers(monkeypatch):
     monkeypatch.setattr(shapes, "free_bytes", lambda device: 3_000_000_000)
-    with pytest.raises(InputError, match=r"7b-2 in bf16 takes \d\d\.\d GB .* 768x768; cpu has 3.0 GB free"):
+    with pytest.raises(InputError, match=r"7b-2 in bf16 takes 26\.\d GB .* 768x768; cpu has 3.0 GB free"):
         run(None, "--random", "7b-2", "--precision", "bf16")
+    with pytest.raises(InputError, match=r"7b-2 in bf16 takes 18\.\d GB .* 256x256; cpu"):
+        run(None, "--random", "7b-2", "--precision", "bf16", "--size", "256x256")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lumina_core.sampling.abreast import Abreast
 from lumina_core.training import build, degrade, edits, maps, measures, questions, world
 from lumina_core.training.batches import Batches, Phase, Plan
 from lumina_core.training.dataset import Sequences, picture_codes
-from lumina_core.training.evaluate import JUDGES, Outcome, prompts_of
+from lumina_core.training.evaluate import JUDGES, Outcome, ceilings, judged, prompts_of
 from lumina_core.training.examples import MAKERS, example, task_of
 from lumina_core.training.recipes import RECIPES
 
@@ -248,6 +248,57 @@ def test_judges_refuse_near_misses():
         wide = replace(o, radius=o.radius * 1.6)
         box = Box(*world.boxes(replace(s, objects=(wide,)))[0])
         assert box.overlap(Box(*world.boxes(s)[0])) < measures.OVERLAP
+
+
+def test_a_map_of_the_bare_ground_is_told_from_one_of_the_shapes():
+    for kind, name, bare, good in (
+        ("normals", "mean angle error on the shapes", 20, 3),
+        ("segment", "mean IoU of the shapes alone", 0, 0.95),
+    ):
+        done = truth(kind)
+        bare_ground = [replace_panel(o, np.broadcast_to(o.picture[0, 0], o.picture.shape)) for o in done]
+        [right] = [f for f in JUDGES[kind](kind, done) if f.name == name]
+        [none] = [f for f in JUDGES[kind](kind, bare_ground) if f.name == name]
+        if kind == "normals":
+            assert right.value < good and none.value > bare
+        else:
+            assert right.value > good and none.value == bare
+
+
+def replace_panel(o: Outcome, picture: np.ndarray) -> Outcome:
+    return Outcome(o.example, (*o.panels[:-1], np.ascontiguousarray(picture)), o.text)
+
+
+def test_keypoints_beside_a_picture_fit_it_only_if_every_shape_has_all_of_them():
+    for o in truth("pair_pose"):
+        picture, joints = o.panels
+        assert measures.agreement("pose", picture, joints) > 0.95
+        reds_only = joints * np.array([1, 0, 0], np.uint8)
+        assert measures.agreement("pose", picture, reds_only) < 0.6
+        assert measures.agreement("pose", picture, np.full_like(joints, 255)) == 0
+        assert measures.agreement("pose", picture, np.zeros_like(joints)) == 0
+
+
+def test_nothing_is_said_of_what_no_example_has():
+    still = [o for o in truth("edit") if o.example.edit is None][:2] or [
+        Outcome(replace(o.example, edit=None), o.panels, o.text) for o in truth("edit")[:2]
+    ]
+    assert [f.name for f in judged("edit", still)] == ["picture kept when nothing is to change"]
+
+
+def test_the_limit_is_of_the_examples_judged_and_of_pictures_only():
+    model = load("nano-mgpt1")
+    pools = [("depth", (128, 128)), ("depth", (192, 128)), ("question", (128, 128))]
+    [limit] = ceilings(pools, model, 3)
+    assert (limit.task, limit.count) == ("depth", 3)
+    scenes = [
+        world.scene("held-out", n, *size) for n, size in ((0, (128, 128)), (1, (192, 128)), (2, (128, 128)))
+    ]
+    maps_seen = [
+        model.decode(model.encode(Image.fromarray(maps.map_picture(s, "depth"))).codes) for s in scenes
+    ]
+    errors = [measures.depth_error(s, seen) for s, seen in zip(scenes, maps_seen, strict=True)]
+    assert limit.value == pytest.approx(np.mean(errors), abs=1e-3)
 
 
 @pytest.fixture(scope="module", params=sorted(RECIPES))
