@@ -45,6 +45,13 @@ class KVCache:
         self.steps = torch.arange(capacity, device=self.steps.device)
         self.capacity = capacity
 
+    def add_rows(self, count: int) -> None:
+        """Adds empty rows behind the others, table by table as `grow`."""
+        for tables in (self.keys, self.values):
+            for i, old in enumerate(tables):
+                tables[i] = torch.cat([old, old.new_zeros(count, *old.shape[1:])])
+        self.rows += count
+
     def free(self) -> None:
         """Lets the memory go at once, whoever still holds the cache."""
         self.keys.clear()

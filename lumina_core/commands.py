@@ -102,10 +102,9 @@ def run_demo(args: argparse.Namespace, say: Say) -> None:
     say(f"{count} examples of the tasks of {', '.join(bundled())}: {file}")
 
 
-def run_generate(args: argparse.Namespace, say: Say) -> None:
+def run_generate(args: argparse.Namespace, say: Say) -> int:
     if args.prompts:
-        run_many(args, say)
-        return
+        return run_many(args, say)
     if args.prompt is None:
         raise InputError("There is nothing to draw: give a PROMPT, or --prompts FILE.jsonl.")
     out = args.out or Path("picture.png")
@@ -123,9 +122,10 @@ def run_generate(args: argparse.Namespace, say: Say) -> None:
         info = {"prompt": args.prompt, "model": model.name, **weights_told(args), **asdict(one)}
         many.save(file, Image.fromarray(picture), info)
         say(str(file))
+    return 0
 
 
-def run_many(args: argparse.Namespace, say: Say) -> None:
+def run_many(args: argparse.Namespace, say: Say) -> int:
     if args.prompt is not None:
         raise InputError("Give a PROMPT or --prompts FILE.jsonl, not both.")
     asked = prompt_file.read(args.prompts)
@@ -144,6 +144,7 @@ def run_many(args: argparse.Namespace, say: Say) -> None:
     for file, why in done.failed:
         say(f"not drawn: {file.name}: {why}")
     say(f"{len(done.drawn)} pictures drawn into {folder}, {done.skipped} were there already")
+    return 1 if done.failed else 0
 
 
 def weights_told(args: argparse.Namespace) -> dict:

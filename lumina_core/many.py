@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from . import prompt_file
 from .errors import InputError, LuminaError
 from .families import Model
-from .files import write_whole
+from .files import cannot_write, write_whole
 from .image import open_picture
 from .prompt_file import Line, PromptFile
 from .prompts import Prompt
@@ -158,8 +158,11 @@ def _prompt(model: Model, line: Line, size: tuple[int, int] | None) -> Prompt:
 
 def _is_there(job: Job) -> bool:
     """Whether the picture was drawn before, with these settings; a foreign file in its place is not touched."""
-    if not job.file.exists():
-        return False
+    try:
+        if not job.file.exists():
+            return False
+    except OSError as e:  # a path that is too long
+        raise cannot_write(job.file, e) from None
     told = None
     with suppress(OSError, ValueError, TypeError, RecursionError):
         told = json.loads(open_picture(job.file, ["PNG"]).info.get(CHUNK, "null"))

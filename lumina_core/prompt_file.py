@@ -22,6 +22,7 @@ KINDS = {  # by annotation: what a value may be, and how it is called
     "bool": ((bool,), "true or false"),
 }
 NAME = re.compile(r"[\w-][\w .-]{0,98}[\w-]|[\w-]")  # one part of a path on every system
+NAME_BYTES = 240  # of a name in UTF-8: of the 255 that systems take, the rest is for "_4095.png.part"
 DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # what Windows keeps for itself
 
 
@@ -130,4 +131,9 @@ def _name(given: Mapping) -> str:
     name = _value(given, "name", "str").removesuffix(".png")
     if not NAME.fullmatch(name) or DEVICES.match(name):
         raise InputError(f"'name' is {json.dumps(name)}; it must be a plain file name, without folders.")
+    if len(name.encode()) > NAME_BYTES:
+        raise InputError(
+            f"'name' is {json.dumps(name, ensure_ascii=False)}, {len(name.encode())} bytes in UTF-8; it may have "
+            f"{NAME_BYTES}. Shorten it."
+        )
     return name

@@ -10,7 +10,7 @@ import torch
 
 from .errors import InputError
 from .prompts import Prompt
-from .unirep import UNIT, TokenGrid, Vocabulary
+from .unirep import UNIT, TokenGrid, Vocabulary, check_codes
 
 if TYPE_CHECKING:
     from .families import Model
@@ -24,7 +24,7 @@ def redraw(
     `masks` (n, H, W) or (H, W) of any size are laid over the grids' pictures, mask i over grid i in the same way; every
     code that a masked pixel touches is drawn again, a pixel counting from 0.5 on. A prompt with a higher picture than
     the grids continues them downwards. Where the prompt gives the first panel, a grid that fits behind it is the wanted
-    panel, a larger one the whole picture. An `InputError` says what does not fit.
+    panel, a larger one the whole picture, of whose first panel nothing is kept. An `InputError` says what does not fit.
     """
     if prompt.expects != "image" or prompt.units is None:
         raise InputError(
@@ -94,13 +94,10 @@ def _kept(
             f"{shape[1] * side}x{shape[0] * side}. Both need one width, and the one to draw the same height or more; "
             "set width and height, or size_mode to 'let the model choose' to take the size of the tokens."
         )
-    if int(grid.codes.max()) >= len(vocabulary.code_ids):
-        raise InputError(
-            f"The tokens to keep hold code {int(grid.codes.max())}; this checkpoint has {len(vocabulary.code_ids)} "
-            "codes. Encode the picture with the same model."
-        )
+    check_codes(grid.codes, len(vocabulary.code_ids))
     given, codes = _given(prompt, vocabulary), torch.full(shape, -1)
     top = given if height <= shape[0] - given else 0
     kept = grid.codes if mask is None else grid.codes.masked_fill(touched(mask, (height, width)), -1)
     codes[top : top + height] = kept
+    codes[:given] = -1  # the prompt says what stands there
     return tuple(codes.flatten().tolist())

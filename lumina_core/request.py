@@ -91,7 +91,7 @@ def ask(
 
     The picture is brought to `size` (width, height), or to its `working_size`, by `fit` "stretch" or "crop". `template`
     replaces the wording, `subject` fills its {subject}. `tokens` are the picture as an earlier answer drew it, by
-    the same `fit`; they are taken as they are, so nothing is lost on the way.
+    the same `fit`, of several panels the last; they are taken as they are, so nothing is lost on the way.
     """
     entry = model.template(task)
     if entry.images != 1:
@@ -102,6 +102,7 @@ def ask(
             f"The image has {picture.width}x{picture.height} pixels; a side may have {MOST} at most."
         )
     if tokens is not None:
+        tokens = tokens.split()[-1]
         factor = model.vq.config.factor
         size = tokens.codes.shape[1] * factor, tokens.codes.shape[0] * factor
     size = size or working_size(model, task, picture, side)

@@ -28,6 +28,7 @@ TILING = ("tiles", "one tile")
 OVERLAP = 6  # of a tile, neighbours share one part
 SCALES = (0.1, 16.0)
 MOST_TILES = 1024
+MOST_PIXELS = 1 << 28  # of a result, 16384x16384: 0.8 GB in bytes, 3.2 GB as ComfyUI's IMAGE
 TEXT = 64  # tokens left for what is written about a tile, at least
 SMALLEST = UNIT
 
@@ -71,7 +72,8 @@ class Restoration:
     ):
         """`scale` is the result's size by the picture's; `tiling` one of `TILING`, `colour` one of `COLOURS`.
 
-        An `InputError` where the model has no task "restore" or a setting is not one that there is.
+        An `InputError` where the model has no task "restore", a setting is not one that there is, or the result would
+        take too many tiles or pixels.
         """
         model.template("restore")
         low, high = SCALES
@@ -89,6 +91,12 @@ class Restoration:
             raise InputError(
                 f"A picture of {size[0]}x{size[1]} pixels takes {len(self.plan)} tiles of {tile} pixels; at most "
                 f"{MOST_TILES} are done. Lower scale, or make the picture smaller first."
+            )
+        if size[0] * size[1] > MOST_PIXELS:
+            raise InputError(
+                f"scale {scale} makes {size[0]}x{size[1]} pixels of a picture of {picture.width}x{picture.height}; a "
+                f"result may have {MOST_PIXELS:,}, as many as 16384x16384. Lower scale, or make the picture smaller "
+                "first."
             )
         self.canvas = stretch(picture, self.plan.canvas)
         self.tiles = [self.canvas.crop(box) for box in self.plan.boxes]

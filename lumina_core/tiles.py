@@ -7,7 +7,7 @@ changes; where they differ by a constant, the difference is spread over the stri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +40,11 @@ class TilePlan:
     def __len__(self) -> int:
         return len(self.lefts) * len(self.tops)
 
-    def weights(self) -> list[torch.Tensor]:
-        """The share (tile, tile) of each tile in its pixels; the shares of a pixel add up to 1."""
+    def weights(self) -> Iterator[torch.Tensor]:
+        """The share (tile, tile) float64 of each tile in its pixels, row by row; the shares of a pixel add up to 1."""
         across = _shares(self.lefts, self.tile, self.canvas[0])
         down = _shares(self.tops, self.tile, self.canvas[1])
-        return [y[:, None] * x for y in down for x in across]
+        return (y[:, None] * x for y in down for x in across)
 
 
 def plan_tiles(size: tuple[int, int], tile: int, overlap: int) -> TilePlan:

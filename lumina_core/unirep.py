@@ -32,6 +32,15 @@ class TokenGrid:
         return [TokenGrid(part, self.family) for part in self.codes.chunk(self.panels, 0)]
 
 
+def check_codes(codes: torch.Tensor, count: int, whose: str = "this checkpoint") -> None:
+    """Raises an `InputError` where codes (...) are not all among the `count` that a checkpoint has."""
+    if codes.numel() and int(codes.max()) >= count:
+        raise InputError(
+            f"The tokens hold code {int(codes.max())}; {whose} has {count} codes. Take the checkpoint that drew them, "
+            "or encode their picture with this one."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Ids of the control tokens and of the codes of one checkpoint."""
@@ -83,7 +92,8 @@ class Vocabulary:
         return h // k, w // k
 
     def rows(self, codes: torch.Tensor) -> list[int]:
-        """The tokens of all rows of a code grid, each row closed."""
+        """The tokens of all rows of a code grid (h, w), each row closed; an `InputError` where it holds other codes."""
+        check_codes(codes, len(self.code_ids))
         ids = self.code_ids[codes]
         ends = torch.full((len(ids), 1), self.row_end, dtype=ids.dtype)
         return torch.cat([ids, ends], 1).flatten().tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..lumina_core import (
+    InputError,
     PictureFinished,
     Ranking,
     Sampling,
@@ -26,6 +27,16 @@ from .sockets import (
 )
 
 LIKELIHOOD, ANSWER, GIVEN = "likelihood", "answer", "given"
+
+
+def single(name: str, values: list):
+    """The one value that came in as a list, or an `InputError` where there is another number of them."""
+    if len(values) != 1:
+        raise InputError(
+            f"{name} has {len(values)} values; Best Of takes one, and lists only as tokens and scores. Connect one "
+            "value, and give each of several a Best Of of its own."
+        )
+    return values[0]
 
 
 class BestOf(io.ComfyNode):
@@ -110,13 +121,12 @@ class BestOf(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, prompt, candidates, score, question, keep, tokens=None, scores=(), judge=None, **lists
-    ) -> io.NodeOutput:
-        model, prompt, score, question, keep = model[0], prompt[0], score[0], question[0], keep[0]
-        settings = {name: values[0] for name, values in lists.items()}
-        sampling = Sampling(batch=candidates[0], window=WINDOWS[settings.pop("window", "auto")], **settings)
-        judge = judge[0] if judge else model
+    def execute(cls, tokens=None, scores=(), **lists) -> io.NodeOutput:
+        one = {name: single(name, values) for name, values in lists.items()}
+        names = ("model", "prompt", "score", "question", "keep")
+        model, prompt, score, question, keep = (one.pop(name) for name in names)
+        judge, window = one.pop("judge", model), one.pop("window", "auto")
+        sampling = Sampling(batch=one.pop("candidates"), window=WINDOWS[window], **one)
         if score == ANSWER:
             question = question_of(judge.model, question)
         grids = None if tokens is None else [grid for batch in tokens for grid in batch]

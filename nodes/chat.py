@@ -112,8 +112,8 @@ class ChatTurn(io.ComfyNode):
                 io.Image.Output(
                     display_name="image",
                     is_output_list=True,
-                    tooltip="Pictures in the answer, a batch for each size. Nodes behind it do not run when the "
-                    "answer holds none.",
+                    tooltip="Pictures in the answer; neighbours of one size share a batch. Nodes behind it do not run "
+                    "when the answer holds none.",
                 ),
                 LuminaChat.Output(
                     display_name="chat", tooltip="The conversation with this turn, for the next Chat node."

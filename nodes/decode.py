@@ -30,7 +30,8 @@ class Decode(io.ComfyNode):
                 io.Image.Output(
                     display_name="image",
                     is_output_list=True,
-                    tooltip="The pictures: one batch when all have one size, otherwise a batch for each size.",
+                    tooltip="The pictures: one batch when all have one size, otherwise neighbours of one size share "
+                    "a batch.",
                 )
             ],
         )
@@ -59,8 +60,8 @@ class Encode(io.ComfyNode):
                     "fit",
                     options=["crop", "stretch"],
                     default="crop",
-                    tooltip="How sides come to multiples of 32 pixels. crop: cut down at the centre. stretch: resize "
-                    "to the nearest multiples.",
+                    tooltip="How sides come to multiples of 32 pixels. crop: cut down at the centre, by 31 pixels at "
+                    "most; a picture with a side under 32 is enlarged first. stretch: resize to the nearest multiples.",
                 ),
             ],
             outputs=[LuminaTokens.Output(display_name="tokens", tooltip="The pictures as tokens.")],

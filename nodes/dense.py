@@ -105,7 +105,7 @@ class Edges(io.ComfyNode):
             "and lies on it pixel for pixel.",
             search_aliases=["lumina", "canny", "hed", "edge map", "lineart"],
             inputs=[
-                task_model_socket("canny and hed, as checkpoints of 2.0 are"),
+                task_model_socket("canny and hed", "Lumina-mGPT-2.0-Omni"),
                 task_image_input(),
                 io.Combo.Input(
                     "kind",

@@ -7,6 +7,7 @@ from . import jobs
 from .answers import predict
 from .host import io, schema
 from .sockets import (
+    OWN_PANEL_SIDE,
     LuminaTokens,
     batch_input,
     drawing,
@@ -112,7 +113,7 @@ class Subject(io.ComfyNode):
             description="Draws the thing of one picture in another scene.",
             search_aliases=["lumina", "subject driven", "reference image", "personalization"],
             inputs=[
-                task_model_socket("subject or subject_described, as 2.0-Omni is"),
+                task_model_socket("subject or subject_described", "Lumina-mGPT-2.0-Omni"),
                 task_image_input(
                     "The picture of the thing, or a batch of them; fitted to the size by 'fit'."
                 ),
@@ -124,7 +125,7 @@ class Subject(io.ComfyNode):
                     tooltip="What the thing is, in a few words: 'a red clock'. Empty: the published words, which name "
                     "none.",
                 ),
-                *size_inputs(),
+                *size_inputs(OWN_PANEL_SIDE),
                 seed_input(),
                 fit_input("crop"),
                 optional(batch_input()),
@@ -153,12 +154,12 @@ class ImagePair(io.ComfyNode):
             description="Draws a picture of the words together with its depth, edges or poses, which fit each other.",
             search_aliases=["lumina", "image and depth", "dual panel", "picture with map"],
             inputs=[
-                task_model_socket("pairs, as checkpoints of 2.0 are"),
+                task_model_socket("pairs", "Lumina-mGPT-2.0 and 2.0-Omni"),
                 text_input(),
                 io.Combo.Input(
                     "kind", options=MAPS, default="depth", tooltip="Which map is drawn beside the picture."
                 ),
-                *size_inputs(),
+                *size_inputs(OWN_PANEL_SIDE),
                 seed_input(),
                 optional(batch_input()),
                 *drawing_inputs(),

@@ -35,6 +35,13 @@ def unknown_checkpoint(name: str) -> str | None:
     )
 
 
+def unknown_download(name: str) -> str | None:
+    """What is wrong with the name of a download, or None when it is one of `DOWNLOADS`."""
+    if name in DOWNLOADS:
+        return None
+    return f"download is '{name}'; it may be {', '.join(DOWNLOADS)}. Choose one of them."
+
+
 def fingerprint(name: str) -> tuple:
     """Names, sizes and times of a checkpoint's files, its image tokenizer's too; it changes when they do."""
     path = checkpoints().get(name)
@@ -77,7 +84,7 @@ def fetch(name: str) -> str:
     """Fetches a release, as its user asked, into the first model folder unless all is there; its name in the menu."""
     folder = Path(list_folders(FOLDER)[0])
     try:
-        lumina_core.vq_file(checkpoints().get(name, folder / name))
+        lumina_core.vq_file(checkpoints().get(name, folder / name), _vq_folders())
         return name
     except LuminaError:  # something lacks
         pass
@@ -112,12 +119,16 @@ def unknown_lora(name: str) -> str | None:
 
 
 def lora_fingerprint(name: str) -> tuple:
-    """Name, size and time of a LoRA's file."""
+    """Name, size and time of a LoRA's file, and of the configuration that PEFT puts beside it."""
     path = find_file(LORA_FOLDER, name)
     if path is None:
         return (name,)
-    stat = Path(path).stat()
-    return (path, stat.st_size, stat.st_mtime_ns)
+    files = [Path(path)]
+    beside = files[0].with_name("adapter_config.json")
+    if files[0].stem == "adapter_model" and beside.is_file():
+        files.append(beside)
+    stats = [file.stat() for file in files]
+    return (path, *((s.st_size, s.st_mtime_ns) for s in stats))
 
 
 def lora_file(name: str) -> Path:

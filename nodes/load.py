@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .folders import DOWNLOADS, OFF, fetch, fingerprint, load, unknown_checkpoint
+from .folders import DOWNLOADS, OFF, fetch, fingerprint, load, unknown_checkpoint, unknown_download
 from .host import advanced, io, schema
 from .sockets import LuminaModel, checkpoint_inputs
 
@@ -38,8 +38,10 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model) -> bool | str:
-        return model is None or unknown_checkpoint(model) or True  # None: the name comes over a link
+    def validate_inputs(cls, model, download=OFF) -> bool | str:
+        if download is not None and (fault := unknown_download(download)):  # None: the name comes over a link
+            return fault
+        return download != OFF or model is None or unknown_checkpoint(model) or True
 
     @classmethod
     def fingerprint_inputs(cls, model, precision, download=OFF) -> tuple:

@@ -22,7 +22,7 @@ class Preview:
         """`most` is the longest side in pixels of what is shown."""
         self.model, self.most = model, most
         self.canvas: Image.Image | None = None
-        self.shown = 0
+        self.seen = self.shown = 0  # rows that are there, and rows on the canvas
         self.next = 0.0
         self.works = True
 
@@ -50,11 +50,13 @@ class Preview:
     def _picture(self, event: RowFinished) -> Image.Image | None:
         start = time.monotonic()
         codes, factor = event.codes[0], self.model.vq.config.factor
+        if len(codes) <= self.seen:  # a new picture began
+            self.canvas, self.shown = None, 0
+        self.seen = len(codes)
         if start < self.next and len(codes) < event.shape[0]:
             return None
-        if len(codes) < self.shown or self.canvas is None:  # a new picture began
+        if self.canvas is None:
             self.canvas = Image.new("RGB", (event.shape[1] * factor, event.shape[0] * factor), "#808080")
-            self.shown = 0
         while self.shown < len(codes):
             top = max(0, self.shown - self.CONTEXT)
             end = min(len(codes), self.shown + self.ROWS)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from ..lumina_core import from_tensor, tasks
 from . import jobs
 from .host import io, schema, show_on_node
-from .sockets import LuminaPrompt, LuminaTokens, model_socket, size_inputs, template_input, text_input
+from .sockets import (
+    OWN_EITHER_SIDE,
+    LuminaPrompt,
+    LuminaTokens,
+    model_socket,
+    size_inputs,
+    template_input,
+    text_input,
+)
 
 AS_GIVEN, FREE = "as given", "let the model choose"
 
@@ -31,7 +39,7 @@ class MakePrompt(io.ComfyNode):
                     "describe write; restore is PURE's. Each checkpoint knows some of them and names them when asked "
                     "for another.",
                 ),
-                *size_inputs(),
+                *size_inputs(OWN_EITHER_SIDE),
                 io.Combo.Input(
                     "size_mode",
                     options=[AS_GIVEN, FREE],
@@ -43,7 +51,7 @@ class MakePrompt(io.ComfyNode):
                     "image",
                     optional=True,
                     tooltip="The picture of tasks that take one; a batch counts as several pictures. Cropped at the "
-                    "centre to width and height.",
+                    "centre to width and height; restore stretches it.",
                 ),
                 LuminaTokens.Input(
                     "tokens",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
-from ..lumina_core import PictureFinished, Sampling, TextPiece
+from ..lumina_core import Answered, PictureFinished, Sampling, TextPiece
 from .host import io, schema
 from .sockets import (
     WINDOWS,
@@ -43,7 +41,7 @@ class Sampler(io.ComfyNode):
                 LuminaTokens.Output(display_name="tokens", tooltip="The pictures as tokens, for Decode."),
                 io.String.Output(
                     display_name="text",
-                    tooltip="What the model wrote, line by line for a batch; empty for tasks that only draw.",
+                    tooltip="What the model wrote; of a batch a line for each answer. Empty for tasks that only draw.",
                 ),
             ],
         )
@@ -51,11 +49,12 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, prompt, window="auto", **settings) -> io.NodeOutput:
         sampling = Sampling(**settings, window=WINDOWS[window])
-        grids, words = [], defaultdict(list)
+        answers = [Answered(model.model) for _ in range(sampling.batch)]
         for event in model.draw(prompt, sampling):
-            if isinstance(event, PictureFinished):
-                grids.append(event.grid)
-            elif isinstance(event, TextPiece):
-                words[event.index] += event.tokens
-        text = "\n".join(model.model.tokenizer.decode(ids).strip() for ids in words.values())
-        return io.NodeOutput(grids, text)
+            if isinstance(event, PictureFinished | TextPiece):
+                answers[event.index].note(event)
+        grids = [grid for answer in answers for grid in answer.pictures]
+        texts = [answer.text for answer in answers]
+        if sampling.batch > 1:
+            texts = [" ".join(text.split()) for text in texts]
+        return io.NodeOutput(grids, "\n".join(texts) if any(texts) else "")

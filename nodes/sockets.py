@@ -53,7 +53,22 @@ def text_input(
     )
 
 
-def size_inputs() -> list[io.Input]:
+OWN_SIDE = (  # of pictures of one panel
+    "768 for the 7B checkpoints of 2.0, which were made for about 768x768 pixels in all, 64 for the bundled "
+    "nano-mgpt2, which knows 64 to 96 a side"
+)
+OWN_PANEL_SIDE = (  # of tasks of two panels
+    "512 for the 7B checkpoints of 2.0, where two panels must fit, 64 for the bundled nano-mgpt2-omni, which knows 64 "
+    "to 96 a side"
+)
+OWN_EITHER_SIDE = (  # where the task is chosen
+    "768 for the 7B checkpoints of 2.0, 512 in their tasks of two panels, whose size is that of one panel; 64 for the "
+    "bundled nano-mgpt2 and nano-mgpt2-omni, which know 64 to 96 a side"
+)
+
+
+def size_inputs(own: str = OWN_SIDE) -> list[io.Input]:
+    """Width and height; `own` says which sizes 0 stands for."""
     return [
         io.Int.Input(
             side,
@@ -61,9 +76,8 @@ def size_inputs() -> list[io.Input]:
             min=0,
             max=4096,
             step=32,
-            tooltip=f"{side.capitalize()} of the picture in pixels, a multiple of 32; 0 is the checkpoint's own: 768 "
-            "for the 7B checkpoints of 2.0, which were made for about 768x768 pixels in all, 64 for the bundled "
-            "nano-mgpt2, which knows 64 to 96 a side.",
+            tooltip=f"{side.capitalize()} of the picture in pixels, a multiple of 32; 0 is the checkpoint's own: "
+            f"{own}.",
         )
         for side in ("width", "height")
     ]
@@ -106,8 +120,8 @@ def guidance_inputs() -> list[io.Input]:
             default=4096,
             min=0,
             max=16384,
-            tooltip="Only this many of the likeliest image tokens may be drawn. 4096 is published for 2.0, 2000 for "
-            "1.0; 0 allows all.",
+            tooltip="Only this many of the likeliest image tokens, and of the picture sizes that the model chooses, "
+            "may be drawn. 4096 is published for 2.0, 2000 for 1.0; 0 allows all.",
         ),
     ]
 
@@ -119,8 +133,7 @@ def text_top_k_input() -> io.Input:
             default=10,
             min=0,
             max=65536,
-            tooltip="The same for text tokens and picture sizes that the model chooses. 10 is the published value, 1 "
-            "always takes the likeliest.",
+            tooltip="The same for text tokens. 10 is the published value, 1 always takes the likeliest.",
         )
     )
 
@@ -269,11 +282,11 @@ def task_inputs(*between: io.Input) -> list[io.Input]:
     return [fit_input("stretch"), *between, *drawing_inputs(), resolution_input()]
 
 
-def task_model_socket(task: str) -> io.Input:
+def task_model_socket(task: str, released: str = "the Omni checkpoints") -> io.Input:
     return LuminaModel.Input(
         "model",
-        tooltip=f"A model from Lumina-mGPT Load Model that was trained on {task}; of the released ones the Omni "
-        "checkpoints. Another one says what it can do.",
+        tooltip=f"A model from Lumina-mGPT Load Model that was trained on {task}; of the released ones {released}. "
+        "Another one says what it can do.",
     )
 
 

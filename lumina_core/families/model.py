@@ -12,12 +12,12 @@ from PIL import Image
 from torch import nn
 
 from ..errors import CheckpointError, InputError
-from ..image import allowed_sizes, crop, on_white, stretch, to_network
+from ..image import CropPlan, allowed_sizes, crop, on_white, stretch, to_network
 from ..prompts import Prompt, Template
 from ..shortage import told
 from ..text import Tokenizer
 from ..transformer import Transformer, TransformerConfig
-from ..unirep import UNIT, TokenGrid, Vocabulary
+from ..unirep import UNIT, TokenGrid, Vocabulary, check_codes
 from ..vq.decoding import decode
 from .base import Defaults, Family
 from .trained import able
@@ -161,7 +161,8 @@ class Model:
     ) -> TokenGrid:
         """The codes of a picture at `size` (width, height): stretched, or cropped at the centre or where `rng` says.
 
-        Without a size a crop cuts each side down to whole units, a stretch takes the nearest whole units.
+        Without a size a crop cuts each side down to whole units and resamples nothing, unless a side is shorter than
+        one; a stretch takes the nearest whole units.
         """
         picture = on_white(picture)
         if fit not in FITS:
@@ -169,6 +170,10 @@ class Model:
         if size is None:
             whole = int if fit == "crop" else round
             size = tuple(max(1, whole(side / UNIT)) * UNIT for side in picture.size)
+            if fit == "crop" and min(picture.size) >= UNIT:
+                plan = CropPlan(size, (), picture.size)
+                left, top = plan.anywhere(rng) if rng else plan.centre
+                picture = picture.crop((left, top, left + size[0], top + size[1]))
         pixels = to_network(stretch(picture, size) if fit == "stretch" else crop(picture, size, rng=rng))
         weight = self.vq.quant_conv.weight
         with told(
@@ -180,11 +185,7 @@ class Model:
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> np.ndarray:
         """The picture (H, W, 3) in bytes of a code grid (h, w)."""
-        if int(codes.max()) >= self.vq.config.n_embed:
-            raise InputError(
-                f"The tokens hold code {int(codes.max())}; the image tokenizer of '{self.name}' has "
-                f"{self.vq.config.n_embed} codes. Decode with the checkpoint that drew them."
-            )
+        check_codes(codes, self.vq.config.n_embed, f"'{self.name}'")
         pixels = decode(self.vq, codes[None].to(vq_device(self.vq)))
         return self.vq.to_uint8(pixels)[0].cpu().numpy()
 

@@ -15,7 +15,7 @@ from .contexts import Contexts, transformer_device
 from .events import Event, PictureFinished, Progress, RowFinished, Sampling, TextPiece
 from .finite import Finite
 from .logits import noise_key
-from .room import check_bytes, free_bytes, in_words, tokens_needed
+from .room import a_picture, check_bytes, free_bytes, in_words, tokens_needed
 from .smaller import ADVICE, once_more
 from .text import drawn_tokens
 from .window import painter_of
@@ -82,7 +82,8 @@ class Abreast:
         """
         device = transformer_device(self.transformer)
         free = free_bytes(device) if free is None else free
-        check_bytes(self.nbytes(), free, device, self.prompts[0].units)
+        units = self.prompts[0].units
+        check_bytes(self.nbytes(), free, device, a_picture(units) if units else "A text")
         fits = 1 if free is None else int(free * 0.8) // self.nbytes()
         return max(1, min(fits, MOST, len(self.prompts)))
 

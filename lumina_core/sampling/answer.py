@@ -14,7 +14,7 @@ from .contexts import Contexts
 from .events import AnswerFinished, Event, PictureFinished, Progress, Sampling, TextPiece
 from .finite import Finite
 from .logits import noise_key
-from .room import check_bytes
+from .room import a_picture, check_bytes
 from .smaller import ADVICE, once_more
 from .text import DRAFTS, Writer, drawn_tokens
 from .window import painter_of
@@ -44,6 +44,7 @@ class Answer:
         self.most = min(transformer.config.max_position_embeddings, len(prompt.tokens) + sampling.max_tokens)
         self.stop = vocabulary.image_end if prompt.expects == "image" else vocabulary.separator
         self.tokens: list[int] = []
+        self.total = self.most - len(prompt.tokens)  # tokens there will be, as far as that is known
         self.whole = 0  # how many of them were handed out: not those of a picture that is begun
 
     def write(self) -> Iterator[Event]:
@@ -64,9 +65,8 @@ class Answer:
 
     def _written(self, with_graphs: bool = True) -> Iterator[Event]:
         """Writes in a cache of its own."""
-        guided = self.sampling.cfg != 1.0
-        with told("making room for an answer", ADVICE):
-            self.contexts = Contexts(self.transformer, 1, guided, self._end() + ROOM, with_graphs)
+        with told("making room for an answer", ADVICE):  # guidance begins with a picture
+            self.contexts = Contexts(self.transformer, 1, False, self._end() + ROOM, with_graphs)
         try:
             self.finite = Finite(self.contexts.device, self.contexts.dtype)
             with told(f"reading the prompt ({self._end()} tokens) of an answer", ADVICE):
@@ -90,7 +90,7 @@ class Answer:
         token = self.tokens[-1] if self.tokens else None
         while True:
             if token != v.image_start:
-                self.contexts.reserve(self._end() + DRAFTS + 1, ROOM)
+                self._go_on()
                 if hidden is None:
                     run = self._cut(writer.run(len(self.tokens), self._left()))
                     self.contexts.move(len(run), unconditional=False)
@@ -100,7 +100,7 @@ class Answer:
                 for token in run:
                     self.tokens.append(token)
                     self.whole = len(self.tokens)
-                    yield Progress(len(self.tokens), self.most - len(self.prompt.tokens))
+                    yield self._progress(len(self.tokens))
                     if token == self.stop:
                         return "stop"
                     if token != v.image_start:
@@ -147,7 +147,9 @@ class Answer:
         mine = range(self.index, self.index + 1)
         painter = painter_of(self.contexts, v, self.prompt, self.sampling, mine, v.codes_shape(units))
         painter.start(hidden, [self.tokens[-3:]], len(self.tokens))
-        yield from painter.paint()
+        self.total = len(self.tokens) + self._needs(units)
+        for event in painter.paint():
+            yield self._progress(event.done) if isinstance(event, Progress) else event
         codes = painter.codes[0].cpu()
         self.tokens += [*v.rows(codes), v.image_end]
         self.whole = len(self.tokens)
@@ -184,16 +186,36 @@ class Answer:
     def _reserve(self, units: tuple[int, int]) -> None:
         """Makes room for a picture whose start was drawn, or raises `InputError` when there is none."""
         capacity = self._end() + 2 + self._needs(units) + self.sampling.spare
-        grown = capacity - self.contexts.cache.capacity
+        guided = self.sampling.cfg != 1.0
+        self._check_room(capacity, guided, a_picture(units))
+        self.contexts.reserve(capacity)
+        if guided:
+            self.contexts.guide()
+
+    def _go_on(self) -> None:
+        """Makes room for the next run of text, or raises `InputError` when there is none."""
+        capacity = self._end() + DRAFTS + 1
+        if capacity > self.contexts.cache.capacity:
+            what = f"Text behind token {len(self.tokens):,} of an answer"
+            less = f"Set max_tokens to {len(self.tokens)} or less, or free memory."
+            self._check_room(capacity + ROOM, self.contexts.guided, what, lambda free: less)
+            self.contexts.reserve(capacity, ROOM)
+
+    def _check_room(self, capacity: int, guided: bool, *what) -> None:
+        """Refuses what makes the cache grow by more than is free; `what` as `check_bytes` takes it."""
+        held, has = self.contexts, self.contexts.cache.capacity
+        nbytes = Contexts.nbytes(self.transformer, 1, guided or held.guided, max(capacity, has))
+        grown = nbytes - Contexts.nbytes(self.transformer, 1, held.guided, has)
         if grown > 0:
-            nbytes = Contexts.nbytes(self.transformer, 1, self.sampling.cfg != 1.0, grown)
-            check_bytes(nbytes, self.free, self.contexts.device, units)
-            self.contexts.reserve(capacity)
+            check_bytes(grown, self.free, held.device, *what)
 
     def _needs(self, units: tuple[int, int]) -> int:
         """Tokens of a picture behind its sizes."""
         h, w = self.vocabulary.codes_shape(units)
         return h * (w + 1) + 1
+
+    def _progress(self, done: int) -> Progress:
+        return Progress(done, max(done, self.total))
 
     def _end(self) -> int:
         """Positions taken so far, prompt included."""

@@ -116,6 +116,16 @@ class Contexts:
                 self.graphs.drop()
             self.cache.grow(capacity + more)
 
+    def guide(self) -> None:
+        """Adds the unconditional rows, with nothing read yet, where the contexts were begun without."""
+        if self.guided:
+            return
+        if self.graphs is not None:
+            self.graphs.drop()
+        self.cache.add_rows(self.n)
+        self.cursor = torch.cat([self.cursor, torch.zeros_like(self.cursor)])
+        self.guided = True
+
     def free(self) -> None:
         """Lets the cache go; nothing can be fed after."""
         if self.graphs is not None:

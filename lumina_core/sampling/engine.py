@@ -6,7 +6,8 @@ is a free answer: text, in which the model may begin pictures of a size that it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -66,9 +67,15 @@ def _one_by_one(
     """Draws the pictures of a batch one after the other, without CUDA graphs."""
     for i in pictures:
         one = _pictures(transformer, vocabulary, prompt, sampling, range(i, i + 1), with_graphs=False)
-        for event in one:
+        yield from _in_turn(one, i, len(pictures))
+
+
+def _in_turn(events: Generator[Event, None, None], i: int, count: int) -> Iterator[Event]:
+    """The events of number `i` of `count` that are made one after the other, with the progress of all."""
+    with closing(events):
+        for event in events:
             if isinstance(event, Progress):
-                event = Progress(i * event.total + event.done, len(pictures) * event.total)
+                event = Progress(i * event.total + event.done, count * event.total)
             yield event
 
 
@@ -118,4 +125,5 @@ def _answers(
     transformer: Transformer, vocabulary: Vocabulary, prompt: Prompt, sampling: Sampling, free: int | None
 ) -> Iterator[Event]:
     for i in range(sampling.batch):
-        yield from Answer(transformer, vocabulary, prompt, sampling, i, free).write()
+        answer = Answer(transformer, vocabulary, prompt, sampling, i, free)
+        yield from _in_turn(answer.write(), i, sampling.batch)

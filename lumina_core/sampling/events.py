@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +41,7 @@ class Sampling:
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if not math.isfinite(value) or not low <= value <= high:
+            if not low <= value <= high:  # nan is refused too
                 raise InputError(f"{name} is {value}; it may be from {low} to {high}.")
         if self.decode not in MODES:
             raise InputError(f"decode is {self.decode!r}; it may be {', '.join(MODES)}.")
@@ -57,7 +56,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Progress:
-    """Tokens drawn so far, and how many there will be at most; of one picture, all of a batch in step."""
+    """Tokens drawn so far, and how many there will be at most.
+
+    Of one picture where a batch is drawn in step, of all where they come one after the other. A free answer counts
+    against the most it may write until it begins a picture, then against the end of that picture. Where memory ran out
+    it begins anew.
+    """
 
     done: int
     total: int

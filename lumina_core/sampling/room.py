@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..transformer import Transformer, TransformerConfig
 
 
+TEXT = 1024  # tokens of a text that room is reckoned for: few are longer, and the room of an answer grows with it
+
+
 def check_prompt(config: TransformerConfig, prompt: Prompt) -> None:
     """Raises an `InputError` where a checkpoint cannot read a prompt, or draws nothing at all."""
     if max(prompt.tokens) >= config.vocab_size:
@@ -50,17 +53,21 @@ def cache_nbytes(
     sampling: Sampling,
     units: tuple[int, int] | None = None,
 ) -> int:
-    """Bytes of key-value cache that `generate` takes: exactly where the size is known, else at most.
+    """Bytes of key-value cache that `generate` takes: exactly where the size is known.
 
-    `units` asks for another size than the prompt's.
+    Else about as much as it may take at most; for text alone what `TEXT` tokens take. `units` asks for another size
+    than the prompt's.
     """
-    batch = 1
+    batch, guided = 1, sampling.cfg != 1.0
     if units is None and (prompt.expects != "image" or prompt.units is None):
-        positions = len(prompt.tokens) + sampling.max_tokens
+        alone = prompt.expects == "text"
+        written = min(sampling.max_tokens, TEXT) if alone else sampling.max_tokens
+        positions = len(prompt.tokens) + written
         capacity = min(transformer.config.max_position_embeddings, positions) + sampling.spare
+        guided = guided and not alone  # the second row comes with a picture
     else:
         batch, capacity = sampling.batch, tokens_needed(prompt, vocabulary, units) + sampling.spare
-    return Contexts.nbytes(transformer, batch, sampling.cfg != 1.0, capacity)
+    return Contexts.nbytes(transformer, batch, guided, capacity)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -96,24 +103,26 @@ def check(
     def fits(free: int) -> str:
         return _largest(transformer, vocabulary, prompt, sampling, free)
 
-    check_bytes(nbytes, free, transformer_device(transformer), prompt.units, sampling.batch, fits)
+    what = a_picture(prompt.units) + (f", batch {sampling.batch}," if sampling.batch > 1 else "")
+    check_bytes(nbytes, free, transformer_device(transformer), what, fits)
 
 
 def check_bytes(
     nbytes: int,
     free: int | None,
     device: torch.device,
-    units: tuple[int, int],
-    batch: int = 1,
+    what: str,
     fits: Callable[[int], str] = lambda free: "Ask for a smaller picture, or free memory.",
 ) -> None:
-    """Refuses a picture whose cache is larger than what is free; `fits` says what else could be asked for."""
+    """Raises an `InputError` where the cache of `what` is larger than what is free; `fits` says what else may be asked.
+
+    `free` is asked of the device when it is None.
+    """
     free = free_bytes(device) if free is None else free
     if free is not None and nbytes > free:
-        many = f", batch {batch}," if batch > 1 else ""
         raise InputError(
-            f"A {in_pixels(units)} picture{many} takes {_gigabytes(nbytes)} of key-value cache; {_gigabytes(free)} are "
-            f"free on {device}. {fits(free)}"
+            f"{what} takes {_gigabytes(nbytes)} of key-value cache; {_gigabytes(free)} are free on {device}. "
+            f"{fits(free)}"
         )
 
 
@@ -140,6 +149,11 @@ def _largest(
 def in_pixels(units: tuple[int, int]) -> str:
     """Width x height in pixels of grid units (height, width)."""
     return f"{units[1] * UNIT}x{units[0] * UNIT}"
+
+
+def a_picture(units: tuple[int, int]) -> str:
+    """A picture of grid units (height, width), to begin a sentence with."""
+    return f"A {in_pixels(units)} picture"
 
 
 def in_words(count: int, units: tuple[int, int]) -> str:

@@ -10,7 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_core import InputError, PictureFinished, ask, detections, from_tensor, generate, load, settings
+from lumina_core import (
+    InputError,
+    PictureFinished,
+    ask,
+    detections,
+    from_tensor,
+    generate,
+    likelihoods,
+    load,
+    redraw,
+    settings,
+)
 from lumina_core.image import crop, nearest_size
 from lumina_core.placement import Placement
 from lumina_core.request import working_size
@@ -137,6 +148,35 @@ def test_tokens_of_an_earlier_answer_go_on_as_they_are(models, family):
     assert wide.placement.box == (50, 0, 150, 100), "they show what the crop of the first edit left"
     with pytest.raises(InputError, match="of family pure"):
         ask(m, "edit", image, "b", tokens=replace(first, family="pure"))
+
+
+def test_of_tokens_with_two_panels_the_answering_one_goes_on(models):
+    """As a Sampler hands them out: the picture and its edit in one."""
+    m = models["mgpt2"]
+    request = ask(m, "edit", picture(64, 64), "a", size=(64, 64))
+    events = generate(m.transformer, m.vocabulary, request.prompt, settings(m, "edit", image_top_k=20))
+    [whole] = [e.grid for e in events if isinstance(e, PictureFinished)]
+    image = Image.fromarray(m.decode(whole.split()[-1].codes))
+    again = ask(m, "edit", image, "b", tokens=whole)
+    assert again.prompt == ask(m, "edit", image, "b", tokens=whole.split()[-1]).prompt
+    assert again.prompt.units == (4, 2) and again.placement.size == (64, 64)
+
+
+def test_tokens_of_a_checkpoint_with_more_codes_are_refused_alike_everywhere(models):
+    m = models["mgpt1"]
+    foreign = TokenGrid(torch.full((4, 4), 100), "mgpt1")
+    prompt = m.prompt("a", size=(64, 64))
+    for use in (
+        lambda: ask(m, "edit", picture(64, 64), "a", tokens=foreign),
+        lambda: m.converse(["what is this?"], [foreign]),
+        lambda: likelihoods(m, prompt, [foreign]),
+        lambda: redraw(prompt, m.vocabulary, [foreign]),
+        lambda: m.decode(foreign.codes),
+    ):
+        with pytest.raises(
+            InputError, match=r"hold code 100; .* has 64 codes. Take the checkpoint that drew"
+        ):
+            use()
 
 
 def test_the_working_size_follows_the_proportions(models):

@@ -236,6 +236,10 @@ def test_a_foreign_file_in_the_way_is_not_touched(tiny_model, tmp_path):
         ({"prompt": RED, "cfg": "3"}, "'cfg' is \"3\"; it must be a number"),
         ('{"prompt": "x", "cfg": NaN}', "cfg is nan"),
         ({"prompt": RED, "temperature": -1}, "temperature is -1"),
+        ({"prompt": RED, "cfg": 10**400}, "cfg is 10000"),
+        ({"prompt": RED, "batch": 10**400}, "batch is 10000"),
+        ({"prompt": RED, "max_tokens": -(10**400)}, "max_tokens is -10000"),
+        ('{"prompt": "x", "temperature": Infinity}', "temperature is inf"),
         ({"prompt": RED, "decode": "warp"}, "decode is 'warp'"),
         ({"prompt": RED, "window": 0}, "window is 0"),
         ({"prompt": RED, "window": "wide"}, "'window' is \"wide\""),
@@ -245,6 +249,7 @@ def test_a_foreign_file_in_the_way_is_not_touched(tiny_model, tmp_path):
         ({"prompt": RED, "task": "fly"}, "'task' is 'fly'"),
         ({"prompt": RED, "name": "../up"}, "'name' is"),
         ({"prompt": RED, "name": "nul.a"}, "'name' is"),
+        ({"prompt": RED, "name": "绘" * 100}, "'name' is \"绘+\", 300 bytes in UTF-8; it may have 240"),
         ({"prompt": RED, "name": "000001"}, "'name' gives 000001.png, as line 1 does"),
     ],
 )
@@ -290,6 +295,17 @@ def test_a_picture_the_model_does_not_finish_is_told_and_the_rest_goes_on(tiny_m
     assert done.failed[0][0].name == "000001.png" and done.failed[0][1]
 
 
+def test_the_longest_names_can_be_numbered_and_written(tiny_model, tmp_path):
+    done = run(tiny_model, tmp_path, {"prompt": RED, "name": "绘" * 80, "batch": 2})
+    assert [f.name for f in done.drawn] == [f"{'绘' * 80}_{i:02d}.png" for i in range(2)]
+    assert run(tiny_model, tmp_path, {"prompt": RED, "name": "绘" * 80, "batch": 2}).skipped == 2
+
+
+def test_a_folder_too_deep_for_its_files_is_told(tiny_model, tmp_path):
+    with pytest.raises(InputError, match="000001.png' cannot be written"):
+        run(tiny_model, tmp_path, {"prompt": RED}, out="/".join(["d" * 200] * 25))
+
+
 def test_the_global_noise_is_left_alone(tiny_model, tmp_path):
     before = torch.get_rng_state()
     run(tiny_model, tmp_path, {"prompt": RED})
@@ -311,6 +327,17 @@ def test_what_needs_no_model_is_checked_before_one_is_loaded(tmp_path, capsys):
     assert "bad.jsonl, line 2: window is 0" in refused(capsys, "--prompts", bad, *no_model)
     assert not (tmp_path / "out").exists()
     assert "no-such-model" in refused(capsys, *good, *no_model)
+
+
+def test_lines_that_were_not_drawn_are_seen_in_the_exit_status(tiny_folder, tmp_path, capsys, monkeypatch):
+    prompts = write(tmp_path, {"prompt": RED})
+    options = ["--prompts", prompts, "--model", tiny_folder, "--size", "32x32", "--out", tmp_path / "out"]
+    leave_free(monkeypatch, 1)
+    assert main(["generate", *map(str, options)]) == 1
+    said = capsys.readouterr().out
+    assert "not drawn: 000001.png: A 32x32 picture takes" in said and "0 pictures drawn" in said
+    monkeypatch.undo()
+    assert main(["generate", *map(str, options)]) == 0
 
 
 def test_both_ways_to_draw_tell_loras_and_precision(tiny_model, tiny_folder, tmp_path):

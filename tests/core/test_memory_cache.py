@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lumina_core import InputError, PictureFinished, Sampling, generate
+from lumina_core import InputError, PictureFinished, RowFinished, Sampling, TextPiece, generate
 from lumina_core.sampling import engine, room
 from lumina_core.sampling.contexts import Contexts
 from lumina_core.sampling.events import LARGEST_WINDOW, WINDOWS
+from tests.core.test_sampling_rules import PROMPT, Scripted, V
 
 SAMPLING = Sampling(seed=1, cfg=3.0, image_top_k=0)
 
@@ -136,6 +137,66 @@ def test_a_cache_grows_and_keeps_what_it_holds(tiny_model):
         assert torch.equal(contexts.cache.keys[0][:, :3], kept)
         contexts.reserve(10)
         assert contexts.cache.capacity == 24
+
+
+TEXT = replace(PROMPT, expects="text")
+
+
+class Growing(Scripted):
+    """Keeps the cache that it makes."""
+
+    def new_cache(self, *args, **options):
+        self.cache = super().new_cache(*args, **options)
+        return self.cache
+
+    def held(self) -> int:
+        return sum(t.nbytes for t in (*self.cache.keys, *self.cache.values))
+
+
+def test_text_is_reckoned_with_a_thousand_tokens_of_one_row():
+    long, tokens = Growing([], TEXT, positions=20_000), len(TEXT.tokens)
+
+    def needed(model=long, prompt=TEXT, **settings) -> int:
+        return room.cache_nbytes(model, V, prompt, replace(SAMPLING, decode="ar", **settings))
+
+    row = long.cache_nbytes(1, 1, torch.float32)
+    assert needed(max_tokens=10240) == (tokens + room.TEXT) * row == needed(max_tokens=10240, cfg=1.0)
+    assert needed(max_tokens=100) == (tokens + 100) * row
+    assert needed(Growing([], TEXT, positions=500)) == 500 * row
+    assert needed(prompt=PROMPT, max_tokens=10240) == (tokens + 10240) * 2 * row
+
+
+def test_text_takes_one_row_until_a_picture_begins():
+    script = [50] * 400 + [*V.encode(torch.arange(4).view(2, 2)), 51, V.separator]
+    model = Growing(script, TEXT, positions=1000)
+    told = room.cache_nbytes(model, V, TEXT, SAMPLING)
+    rows, drawn = [], False
+    for event in generate(model, V, TEXT, replace(SAMPLING, temperature=0.0, text_top_k=0)):
+        drawn |= isinstance(event, RowFinished)
+        if isinstance(event, TextPiece | RowFinished):
+            rows.append((drawn, model.cache.rows, len(model.cache.keys[0])))
+            assert drawn or model.held() <= told
+    assert set(rows) == {(False, 1, 1), (True, 2, 2)}
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_text_that_outgrows_the_memory_is_told_and_its_cache_is_gone(cfg):
+    model, seen = Growing([50] * 900, TEXT, positions=1000), []
+    events = generate(model, V, TEXT, replace(SAMPLING, temperature=0.0, text_top_k=0, cfg=cfg), free=100)
+    told = r"^Text behind token (\d+) of an answer takes .* are free on cpu. Set max_tokens to \1 or less"
+    with pytest.raises(InputError, match=told):
+        seen.extend(e for e in events if isinstance(e, TextPiece))
+    assert not model.cache.keys
+    plenty = generate(model, V, TEXT, replace(SAMPLING, temperature=0.0, text_top_k=0), free=1 << 20)
+    assert sum(len(e.tokens) for e in plenty if isinstance(e, TextPiece)) >= 900 > 0 < len(seen)
+
+
+def test_the_cache_of_an_answer_is_gone_when_it_is_closed():
+    model = Growing([50] * 90, TEXT)
+    events = generate(model, V, TEXT, replace(SAMPLING, batch=2))
+    next(events)
+    events.close()
+    assert not model.cache.keys
 
 
 PEAK = """

@@ -122,6 +122,28 @@ def test_the_wanted_panel_is_redrawn_beside_a_given_one(tmp_path):
     assert lower.kept[0][len(whole.codes) // 2 * 8 :] == part.kept[0][len(whole.codes) // 2 * 8 :]
 
 
+@pytest.mark.parametrize("decode", ["ar", "jacobi", "coupled"])
+def test_a_given_panel_stays_the_prompt_s_beside_tokens_of_another_picture(tmp_path, decode):
+    model = load(ck.build(tmp_path / "mgpt2", "mgpt2"))
+    colours = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    old, new = (model.prompt("a", task="control_depth", images=[c], size=(64, 64)) for c in colours)
+    [whole] = drawn(model, old)
+    given = model.encode(colours[1]).codes
+    assert not torch.equal(whole.split()[0].codes, given)
+    for mask in (
+        box(0, 64, 64, 128, (64, 128)),
+        box(0, 96, 32, 128, (64, 128)),
+    ):  # all of the lower half, a part
+        part = redraw(new, model.vocabulary, [whole], mask)
+        [picture] = drawn(model, part, decode=decode)
+        kept = ~touched(mask, tuple(whole.codes.shape))
+        kept[: len(given)] = False
+        assert torch.equal(picture.split()[0].codes, given)
+        assert torch.equal(picture.codes[kept], whole.codes[kept])
+        if decode == "jacobi":
+            assert torch.equal(picture.codes, drawn(model, part)[0].codes)
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 70), st.integers(1, 70), st.data())
 def test_a_code_is_redrawn_exactly_where_a_masked_pixel_lies_on_it(h, w, height, width, data):
     y, x = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))

@@ -140,6 +140,17 @@ def test_too_many_tiles_are_refused_before_any_work(model):
         Restoration(model, picture(300, 300), 16.0)
 
 
+@pytest.mark.parametrize(("side", "fits"), [(1024, True), (1025, False)])
+def test_a_result_beyond_all_bounds_is_refused_before_any_work(model, side, fits):
+    large = Image.new("RGB", (side, 1024))
+    if fits:
+        assert Restoration(model, large, 16.0, tiling="one tile").plan.size == (16384, 16384)
+        return
+    says = "scale 16.0 makes 16400x16384 pixels of a picture of 1025x1024; .* Lower scale"
+    with pytest.raises(InputError, match=says):
+        Restoration(model, large, 16.0, tiling="one tile")
+
+
 def test_another_family_cannot_restore(tiny_model):
     with pytest.raises(InputError, match="has no task 'restore'"):
         Restoration(tiny_model, picture(8, 8))

@@ -13,7 +13,7 @@ from PIL import Image
 from lumina_core import InputError, PictureError, PictureFinished, Sampling, TextPiece, generate, load
 from lumina_core.cache import KVCache
 from lumina_core.prompts import Prompt
-from lumina_core.sampling import AnswerFinished, RowFinished
+from lumina_core.sampling import AnswerFinished, Progress, RowFinished
 from lumina_core.sampling.logits import (
     decayed,
     entropy,
@@ -105,6 +105,19 @@ def test_an_answer_may_hold_text_two_pictures_and_text_behind_each():
     assert words(events) == [50, 51, 52, 53]
     assert [c.tolist() for c in drawn(events)] == [CODES.tolist(), torch.arange(8).view(2, 4).tolist()]
     assert events[-1] == AnswerFinished(0, tuple(script), "stop")
+
+
+@pytest.mark.parametrize("decode", ["ar", "jacobi"])
+def test_progress_of_answers_never_runs_backwards_up_to_the_end_of_the_picture(decode):
+    """From one answer of a batch to the next, and through words behind the picture."""
+    script = [50, 51, *WIDE, 52, V.separator]
+    _, events = answer(script, replace(GREEDY, batch=3, max_tokens=100, decode=decode))
+    shares = [e.done / e.total for e in events if isinstance(e, Progress)]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(1 / 300), "how long the picture is, is not known before it begins"
+    assert shares[-1] == 1
+    assert any(0.1 < share < 0.25 for share in shares), "it moves while a picture is drawn"
+    assert any(share == pytest.approx(1 / 3) for share in shares), "an answer that ended fills its part"
 
 
 def test_two_pictures_may_touch():

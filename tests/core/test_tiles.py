@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,16 @@ def test_a_picture_of_one_tile_is_left_as_it_is():
 def test_an_impossible_plan_is_refused(tile, overlap):
     with pytest.raises(InputError, match="it (must|may) be"):
         plan_tiles((1000, 1000), tile, overlap)
+
+
+def test_the_shares_of_many_tiles_never_stand_all_at_once():
+    plan = plan_tiles((3000, 3000), 512, 96)
+    shares, alive = plan.weights(), []
+    for share in shares:
+        alive.append(weakref.ref(share))
+        del share
+        assert sum(ref() is not None for ref in alive) <= 1
+    assert len(alive) == len(plan)
 
 
 @pytest.fixture(scope="module")

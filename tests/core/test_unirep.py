@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumina_core import PictureError
+from lumina_core import InputError, PictureError
 from lumina_core.sampling.rules import place_after
 from lumina_core.unirep import Vocabulary
 
@@ -34,6 +34,16 @@ def test_codes_survive_the_way_through_tokens(grid):
     assert len(tokens) == codes.shape[0] * (codes.shape[1] + 1) + 4
     assert torch.equal(v.decode(tokens), codes)
     assert tokens.count(v.row_end) == codes.shape[0]
+
+
+@given(grids)
+@settings(max_examples=30)
+def test_a_code_that_a_checkpoint_has_not_is_named(grid):
+    v, codes = vocabulary(grid[0]), codes_of(*grid)
+    codes[-1, -1] = 50
+    with pytest.raises(InputError, match="hold code 50; this checkpoint has 50 codes"):
+        v.encode(codes)
+    assert v.rows(codes[:0]) == []
 
 
 @given(grids, st.data())

@@ -65,5 +65,40 @@ def test_translations_hold_no_signs_that_older_pages_take_for_commands(file):
     assert not [t for t in texts_of(json.loads(file.read_text("utf-8"))) if set(t) & set("{}|@")]
 
 
+@pytest.fixture(params=["en", "zh"])
+def tooltip(request):
+    """The text of an input in one of the languages."""
+    nodes = json.loads((ROOT / "locales" / request.param / "nodeDefs.json").read_text("utf-8"))
+    return lambda node, name: nodes[f"LuminaMGPT{node}"]["inputs"][name]["tooltip"]
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_size_of_0_is_explained_for_the_task_of_the_node(tooltip, side):
+    """Two panels of 768x768 do not fit into the positions of the released checkpoints of 2.0."""
+    own = {
+        node: {size for size in ("768", "512", "nano-mgpt2", "nano-mgpt2-omni") if said(size, text)}
+        for node in ("TextToImage", "Prompt", "ImagePair", "Subject")
+        for text in [tooltip(node, side)]
+    }
+    one, two = {"768", "nano-mgpt2"}, {"512", "nano-mgpt2-omni"}
+    assert own == {"TextToImage": one, "Prompt": one | two, "ImagePair": two, "Subject": two}
+
+
+def said(word: str, text: str) -> bool:
+    return re.search(rf"(?<![\w-]){word}(?![\w-])", text, re.ASCII) is not None
+
+
+def test_image_pair_names_every_released_checkpoint_that_draws_pairs(tooltip):
+    assert said("Lumina-mGPT-2.0", tooltip("ImagePair", "model"))
+    assert said("2.0-Omni", tooltip("ImagePair", "model"))
+
+
+def test_sizes_that_the_model_chooses_are_said_to_follow_image_top_k(tooltip):
+    """`lumina_core.sampling.answer` draws them so."""
+    sizes = re.compile("sizes that the model chooses|由模型决定的图片尺寸")
+    assert sizes.search(tooltip("Sampler", "image_top_k"))
+    assert not sizes.search(tooltip("Sampler", "text_top_k"))
+
+
 def texts_of(entry) -> list[str]:
     return [entry] if isinstance(entry, str) else [t for value in entry.values() for t in texts_of(value)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from lumina_core import bundled
+from lumina_core.families.mgpt1 import CHAT
+from lumina_core.families.trained import tasks_of
+from lumina_core.hub import RELEASES
 
 ROOT = Path(__file__).parent.parent.parent
 FROZEN = json.loads((ROOT / "tests" / "data" / "nodes.json").read_text("utf-8"))
@@ -170,6 +174,31 @@ def test_it_saves_pictures_and_its_nodes_do_not_lie_on_each_other(workflow):
     for n, (left, top, right, bottom) in enumerate(boxes):
         for x0, y0, x1, y1 in boxes[n + 1 :]:
             assert right <= x0 or x1 <= left or bottom <= y0 or y1 <= top
+
+
+def note(name: str) -> tuple[str, list[dict]]:
+    """The note of a workflow, and its nodes."""
+    nodes = json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))["nodes"]
+    [text] = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+    return text, nodes
+
+
+def test_the_chats_told_for_real_pictures_are_as_published():
+    text, nodes = note("chat")
+    told = re.findall(r"(\w+) (\d+)", text.partition("In both *Chats* set ")[2])
+    set_by_hand = {name: float(value) for name, value in told}
+    assert set_by_hand.keys() == {"temperature", "max_tokens"}
+    for node in (node for node in nodes if node["type"] == "LuminaMGPTChat"):
+        settings = values(node) | set_by_hand
+        for name in ("temperature", "text_top_k", "image_top_k", "cfg", "max_tokens"):
+            assert settings[name] == getattr(CHAT, name), name
+
+
+def test_the_note_of_image_pair_names_every_released_checkpoint_that_draws_pairs():
+    text, _ = note("image_pair")
+    for name, release in RELEASES.items():
+        able = "pair_depth" in tasks_of(release.family, name, {})[0]
+        assert (f"`{name}`" in text) == able, name
 
 
 def _places(workflow: dict) -> list[tuple[list[int], list[int]]]:
