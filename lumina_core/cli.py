@@ -22,7 +22,8 @@ KINDS = ("depth", "canny", "hed", "pose")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; 0 when all is well, 2 with one line on stderr for a user's mistake, 130 after Ctrl-C.
 
-    `inspect` gives 2 for a checkpoint that cannot be used, `conformance` 1 when a case failed.
+    `inspect` gives 2 for a checkpoint that cannot be used; `conformance` 1 when a case failed, `generate --prompts`
+    when a picture did.
     """
     args = parser().parse_args(argv)
     try:
