@@ -10,7 +10,18 @@ from .errors import (
     PictureError,
     PrecisionError,
 )
-from .families import Model, bundled, default_decode_dtype, default_dtype, find, listing, load, tasks, vq_file
+from .families import (
+    Model,
+    bundled,
+    default_decode_dtype,
+    default_dtype,
+    find,
+    kept_kind,
+    listing,
+    load,
+    tasks,
+    vq_file,
+)
 from .fetching import Download
 from .hub import RELEASES
 from .image import from_tensor, to_mask, to_tensor
@@ -96,6 +107,7 @@ __all__ = [
     "generate",
     "given_scores",
     "likelihoods",
+    "kept_kind",
     "listing",
     "load",
     "pass_nbytes",

@@ -17,11 +17,8 @@ from .documents import parse_json, read_json, read_text
 from .errors import CheckpointError
 from .text import beginning
 from .transformer import TransformerConfig
-from .weights import Entry
+from .weights import FORMAT_KEY, Entry, is_converted
 
-FORMAT_KEY = (
-    "lumina_mgpt"  # metadata of a converted file; stands first in its header, so that listings can peek
-)
 VQ_PREFIX = "vq."  # image tokenizer inside a converted file
 MARK = "model.layers.0.self_attn.q_norm.bias"  # no other published transformer has a bias on its query norm
 ENCODER_ONLY = "model.vqmodel."  # a second image tokenizer without decoder, in files derived from Chameleon
@@ -34,6 +31,8 @@ TOKENIZERS = (
 TOKEN = re.compile(r'"((?:<[^"\\<>]{1,40}>)|(?:IMGIMG[A-J]{1,8}Z))"\s*:\s*(\d{1,9})(?!\d)')
 ADDED = re.compile(r'"id"\s*:\s*(\d{1,9})\s*,\s*"content"\s*:\s*"((?:[^"\\]|\\.){1,60})"')
 VQ_SUFFIXES = (".safetensors", *weights.PICKLES)
+# scales as other programs name them
+FOREIGN = (".scale_weight", ".weight_scale_inv", ".weight_scale_2")
 DEPTH = 3  # folders below a searched one that are looked into
 
 
@@ -73,11 +72,12 @@ class Checkpoint:
         return read_text(file)
 
     def tokenizer_settings(self) -> dict:
-        """The object of tokenizer_config.json; empty where there is none."""
+        """The object of tokenizer_config.json, beside the tokenizer or in the folder; empty where there is none."""
         if self.metadata is not None:
             return parse_json(self.metadata.get("tokenizer_config", "{}"), str(self.path))
-        file = (self.tokenizer_file or self.path / "x").with_name("tokenizer_config.json")
-        return read_json(file) if file.exists() else {}
+        places = (self.tokenizer_file.parent, self.path) if self.tokenizer_file else (self.path,)
+        files = (place / "tokenizer_config.json" for place in places)
+        return next((read_json(file) for file in files if file.exists()), {})
 
 
 @dataclass(frozen=True)
@@ -153,19 +153,17 @@ def _single(path: Path, whole: bool) -> Checkpoint:
     return Checkpoint(path, str(about.get("name") or path.stem), config, source, entries, (), header.metadata)
 
 
-def is_converted(file: Path) -> bool:
-    """Whether a file was written by `convert`, from its first bytes; never raises."""
-    try:
-        with file.open("rb") as f:
-            return f'"{FORMAT_KEY}"'.encode() in f.read(64)
-    except OSError:
-        return False
-
-
 def _check_kind(path: Path, entries: Mapping, config: Mapping, missing: Sequence[str] = ()) -> None:
-    if MARK in entries or (missing and config.get("model_type") == "chameleon"):
-        return
-    raise _other(path, kind_of(entries, config))
+    if MARK not in entries and not (missing and config.get("model_type") == "chameleon"):
+        raise _other(path, kind_of(entries, config))
+    sign = next((f"'{name}'" for name in entries if name.endswith(FOREIGN) or name == "scaled_fp8"), None)
+    if sign is None and config.get("quantization_config") is not None:
+        sign = "'quantization_config' in its configuration"
+    if sign:  # its numbers without their scales would load, as noise
+        raise CheckpointError(
+            f"{path} is stored in a quantised form that is not read ({sign}). Take the original checkpoint, and make "
+            "it small with `python -m lumina_core convert`."
+        )
 
 
 def _other(path: Path, kind: str) -> CheckpointError:

@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     `inspect` gives 2 for a checkpoint that cannot be used; `conformance` 1 when a case failed, `generate --prompts`
     when a picture did.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a pipe may lack letters of a name, or of an answer
+            stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
     try:
         with told("working", "Ask for less, or close other programs."):

@@ -13,6 +13,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from .errors import InputError, LuminaError
+from .files import cannot_write
 
 WANTED = (
     "config.json",
@@ -138,8 +139,8 @@ def download(
 
     `report` takes lines for the user: first the licence note, then what is fetched. Files that are there in full size
     are skipped. What came of a file that broke off stays as `<name>.part` and is gone on with; it gets its name when
-    its size and checksum are the repository's. The library draws the progress bars. Raises `InputError` for the name
-    or a full disk, `LuminaError` when a file cannot be had.
+    its size and checksum are the repository's. The library draws the progress bars. Raises `InputError` for the name,
+    a full disk or a folder that cannot be written, `LuminaError` when a file cannot be had.
     """
     release = find(name)
     target = Path(folder).expanduser() / release.name
@@ -147,14 +148,20 @@ def download(
         report(release.licence)
     hub = hub or _library()
     files = _listed(hub, release)
-    waiting = [f for f in files if not _whole(target, f)]
-    need = sum(f.nbytes or 0 for f in waiting)
+    try:
+        waiting = [f for f in files if not _whole(target, f)]
+        need = sum(_lacking(target, f, _http_get(hub) is not None) for f in waiting)
+    except OSError as e:
+        raise cannot_write(target, e) from None
     report(
         f"{release.title}, {release.about}: {len(files)} files into {target}, {len(files) - len(waiting)} there "
         f"already, {need / 1e9:.1f} GB to fetch"
     )
-    target.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target).free
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target).free
+    except OSError as e:
+        raise cannot_write(target, e) from None
     if need > free:
         raise InputError(
             f"'{target}' has {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB are to be fetched. Free some room or give "
@@ -219,20 +226,39 @@ def _whole(target: Path, file: RemoteFile) -> bool:
     return path.is_file() and file.nbytes in (None, path.stat().st_size)
 
 
+def _lacking(target: Path, file: RemoteFile, goes_on: bool) -> int:
+    """Bytes that are to be fetched of a file; `goes_on` says whether the library can go on with one."""
+    part = target / f"{file.name}.part"
+    there = part.stat().st_size if goes_on and file.sha256 and part.is_file() else 0
+    return max(0, (file.nbytes or 0) - there)
+
+
+def _http_get(hub: Hub) -> Callable | None:
+    return getattr(getattr(hub, "file_download", None), "http_get", None)
+
+
 def _fetch(hub: Hub, file: RemoteFile, target: Path) -> None:
     part = target / f"{file.name}.part"
     try:
-        if http_get := getattr(getattr(hub, "file_download", None), "http_get", None):
+        if http_get := _http_get(hub):
             _go_on(hub, http_get, file, part)
         else:
             hub.hf_hub_download(repo_id=file.repo, filename=file.name, local_dir=str(target))
             (target / file.name).replace(part)
+    except InputError:
+        raise
     except Exception as e:  # as above
         raise LuminaError(
             f"{file.repo}/{file.name} broke off: {_line(e)}. Run the same command to go on where it stopped."
         ) from e
     _check(file, part)
-    part.replace(target / file.name)
+    try:
+        part.replace(target / file.name)
+    except OSError as e:
+        raise InputError(
+            f"'{target / file.name}' cannot be written ({e.strerror or e}); what came stays as {part.name}. Remove "
+            "what has that name, or close what uses it, and run the same command again."
+        ) from None
 
 
 def _go_on(hub: Hub, http_get: Callable, file: RemoteFile, part: Path) -> None:
@@ -241,7 +267,11 @@ def _go_on(hub: Hub, http_get: Callable, file: RemoteFile, part: Path) -> None:
     found = hub.get_hf_file_metadata(url)
     # an address elsewhere is not told the user's token
     elsewhere = urlsplit(found.location).netloc != urlsplit(url).netloc
-    with part.open("ab" if file.sha256 else "wb") as out:
+    try:
+        out = part.open("ab" if file.sha256 else "wb")
+    except OSError as e:
+        raise cannot_write(part, e) from None
+    with out:
         if file.nbytes is not None and out.tell() > file.nbytes:
             out.seek(0)
             out.truncate()

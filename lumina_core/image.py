@@ -144,9 +144,14 @@ def open_picture(file: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """RGB of any picture; transparency is blended on white in float and truncated, as upstream does."""
+    """RGB of any picture; transparency is blended on white in float and truncated, as upstream does.
+
+    Raises `InputError` for a grey picture of decimals above 255.
+    """
     if picture.mode == "RGB":
         return picture
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        picture = _in_bytes(picture)
     rgba = np.asarray(picture.convert("RGBA"))
     if rgba[..., 3].min() == 255:
         return picture.convert("RGB")
@@ -157,6 +162,26 @@ def on_white(picture: Image.Image) -> Image.Image:
         alpha = strip[..., 3:] / 255.0
         blended[first : first + rows] = (strip[..., :3] * alpha + 255.0 * (1 - alpha)).astype(np.uint8)
     return Image.fromarray(blended, "RGB")
+
+
+def _in_bytes(picture: Image.Image) -> Image.Image:
+    """A grey picture of larger numbers or decimals in mode L; NaN and what is below 0 count as 0.
+
+    Whole numbers have 16 bits, though Pillow reads some of them as 32: those up to 255 have 8. Decimals go up to 1, or
+    up to 255; an `InputError` says that they go further.
+    """
+    values = np.nan_to_num(np.asarray(picture, np.float32), posinf=np.inf).clip(0)
+    most = float(values.max())
+    if picture.mode != "F":
+        scale = 1 if picture.mode == "I" and most <= 255 else 1 / 257
+    elif most <= 255:
+        scale = 255 if most <= 1 else 1
+    else:
+        raise InputError(
+            f"The picture's grey levels are decimals up to {most:g}; they may go up to 1 or up to 255. Save it with 8 "
+            "or 16 bits."
+        )
+    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
 
 
 def to_network(picture: Image.Image) -> torch.Tensor:

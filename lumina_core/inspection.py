@@ -252,7 +252,7 @@ def _vq_sizes(
 
 def _image_tokenizer(file: Path) -> Report | None:
     try:
-        entries = weights.entries_of([file])
+        entries = families.vq_entries(file)
     except CheckpointError:
         if file.suffix == ".safetensors":
             return None

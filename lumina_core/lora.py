@@ -40,9 +40,11 @@ IN_FRONT = re.compile(
 )
 SOME = 3  # keys that an error names
 MOST_PATTERNS = 1000
-PATTERN = re.compile(  # one repetition at most, and of no group
-    r"[\w.\\|()\[\]^$-]{1,250}((?<!\))[*+?][\w.\\|()\[\]^$-]{0,250})?"
-)
+PATTERN = re.compile(r"(?:\(\?:|[\w.\\|()\[\]^$-]|(?<!\))[*+?]){1,500}")  # no group is repeated
+REPETITION = re.compile(r"(?<!\()[*+?]")
+MOST_REPETITIONS = 3  # in a pattern
+PLACES = 40  # letters of a layer's name, each of which a repetition may end at
+MOST_WAYS = 1_000_000  # in which the patterns of a configuration may be tried on a layer
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,11 @@ def _alpha(file: Path, config: Mapping, layer: str) -> float | None:
     alpha = config.get("lora_alpha")
     if not isinstance(patterns, Mapping) or len(patterns) > MOST_PATTERNS:
         raise CheckpointError(f"{source}: 'alpha_pattern' is no table of up to {MOST_PATTERNS} layers.")
+    if sum(map(_ways, patterns)) > MOST_WAYS:
+        raise CheckpointError(
+            f"{source}: the patterns in 'alpha_pattern' would be searched for too long. Write fewer alternatives or "
+            "repetitions, or the names of the layers."
+        )
     for pattern, value in patterns.items():
         if _names(source, pattern, layer):
             alpha = value
@@ -233,13 +240,21 @@ def _alpha(file: Path, config: Mapping, layer: str) -> float | None:
     return alpha
 
 
+def _ways(pattern: str) -> int:
+    """In how many ways a pattern may be tried on a layer's name, at most; 0 for one that is refused."""
+    repetitions = len(REPETITION.findall(pattern))
+    if repetitions > MOST_REPETITIONS or not PATTERN.fullmatch(pattern):
+        return 0
+    return PLACES**repetitions * math.prod(part.count("|") + 1 for part in pattern.split("("))
+
+
 def _names(source: Path, pattern: str, layer: str) -> bool:
     """Whether a layer is what a pattern of PEFT's configuration names.
 
     A regular expression can be made to search for years; no more is taken than what names layers.
     """
     try:
-        if PATTERN.fullmatch(pattern):
+        if _ways(pattern):
             return re.fullmatch(rf"(.*\.)?({pattern})", layer) is not None
     except re.error:
         pass

@@ -63,9 +63,9 @@ def read_plain(file: Path) -> object:
 
 
 def read_pickle(file: Path) -> dict[str, torch.Tensor]:
-    """The state dict of a `.ckpt` or `.pt` file, bare or under 'state_dict' or 'model'; see `read_plain`."""
+    """The state dict of a `.ckpt` or `.pt` file, bare or under 'state_dict', 'model' or 'ema'; see `read_plain`."""
     data = read_plain(file)
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "ema"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
     if not isinstance(data, dict) or not any(isinstance(v, torch.Tensor) for v in data.values()):

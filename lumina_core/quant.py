@@ -10,7 +10,9 @@ norms and the output head are never quantised. A third kind, nf4, is made while 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ from torch import nn
 
 from . import nf4
 from .errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 KINDS = (*FORMATS, "nf4")  # what float weights can be made into while they are loaded
@@ -77,6 +81,22 @@ def format_of(entries: Mapping) -> str | None:
                 )
             return kind
     return None
+
+
+def kept(entries: Mapping, wanted: str | None, name: str) -> str | None:
+    """The kind that the layers of checkpoint `name` are held in: as they are stored, else as wanted; None for floats.
+
+    Where that is not the wanted one, a warning says so, once.
+    """
+    stored = format_of(entries)
+    if stored and wanted not in (None, stored):
+        _warn(f"Lumina-mGPT: {name} is stored as {stored}; precision {wanted} is not applied")
+    return stored or wanted
+
+
+@cache
+def _warn(line: str) -> None:
+    log.warning(line)
 
 
 def eligible(module: nn.Module) -> list[str]:
@@ -186,17 +206,16 @@ def stored_shapes(plain: nn.Module, entries: Mapping) -> dict[str, tuple[int, ..
 
 
 def prepare(
-    transformer: nn.Module, plain: nn.Module, entries: Mapping, wanted: str | None, ops=nn
+    transformer: nn.Module, plain: nn.Module, entries: Mapping, wanted: str | None, name: str, ops=nn
 ) -> tuple[set[str], str | None]:
-    """Gives an empty transformer its scaled Linears: those stored so, or with `wanted` all that may be.
+    """Gives the empty transformer of checkpoint `name` its scaled Linears: those stored so, or with `wanted` all.
 
     Returns the names of the scaled layers and their kind (None when there are none).
     """
-    stored = format_of(entries)
-    kind = stored or wanted
+    kind = kept(entries, wanted, name)
     if kind is None:
         return set(), None
-    scaled = {n.removesuffix(SCALE) for n in entries if n.endswith(SCALE)} if stored else set(eligible(plain))
+    scaled = {n.removesuffix(SCALE) for n in entries if n.endswith(SCALE)} or set(eligible(plain))
     swap(transformer, scaled, kind, ops)
     return scaled, kind
 

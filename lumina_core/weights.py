@@ -42,6 +42,9 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+FORMAT_KEY = (
+    "lumina_mgpt"  # metadata of a converted file; stands first in its header, so that listings can peek
+)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PLAIN_NAME = re.compile(r"[^/\\:]{1,255}")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
@@ -160,19 +163,40 @@ def shard_names(folder: Path) -> list[str]:
                 "the checkpoint from its own repository."
             )
         return _not_too_many(folder, names)
-    names = {p.name for p in folder.glob("model*.safetensors")} or {
-        p.name for p in folder.glob("pytorch_model*.bin")
-    }
-    for m in [
-        m for name in names if (m := SHARD.fullmatch(name))
-    ]:  # without an index the names tell the count
-        names |= {f"{m[1]}-{i:05d}-of-{m[3]}{m[4]}" for i in range(1, min(int(m[3]), MOST_FILES + 1) + 1)}
+    names = _names_without_index(folder, "model", ".safetensors")
+    names = names or _names_without_index(folder, "pytorch_model", ".bin")
     if not names:
         raise CheckpointError(
             f"No weights in {folder}: 'model.safetensors', or 'model.safetensors.index.json' with its shards, "
             "is expected there. Download them into that folder."
         )
     return _not_too_many(folder, sorted(names))
+
+
+def _names_without_index(folder: Path, stem: str, suffix: str) -> set[str]:
+    """The file called so, else shards, whose names tell their count, else the only file that begins so.
+
+    What lies beside these is another checkpoint, or a copy of this one.
+    """
+    files = {p.name for p in folder.glob(f"{stem}*{suffix}") if not is_converted(p)}
+    if stem + suffix in files:
+        return {stem + suffix}
+    shards = {
+        f"{m[1]}-{i:05d}-of-{m[3]}{m[4]}"
+        for m in map(SHARD.fullmatch, files)
+        if m
+        for i in range(1, min(int(m[3]), MOST_FILES + 1) + 1)
+    }
+    return shards or (files if len(files) == 1 else set())
+
+
+def is_converted(file: Path) -> bool:
+    """Whether a file was written by `convert`, from its first bytes; never raises."""
+    try:
+        with file.open("rb") as f:
+            return f'"{FORMAT_KEY}"'.encode() in f.read(64)
+    except OSError:
+        return False
 
 
 def _not_too_many(folder: Path, names: list[str]) -> list[str]:

@@ -30,8 +30,8 @@ def unknown_checkpoint(name: str) -> str | None:
     places = " or ".join(list_folders(FOLDER))
     return (
         f"There is no checkpoint '{name}'. Found: {', '.join(known) or 'none'}. Put the checkpoint's folder "
-        "(config.json, tokenizer.json, model*.safetensors and the image tokenizer) or a file made by `convert` into "
-        f"{places}, then press R."
+        "(config.json, tokenizer.json, tokenizer_config.json, model*.safetensors and the image tokenizer) or a file "
+        f"made by `convert` into {places}, then press R."
     )
 
 
@@ -81,15 +81,22 @@ def load(name: str, precision: str) -> HostedModel:
 
 
 def fetch(name: str) -> str:
-    """Fetches a release, as its user asked, into the first model folder unless all is there; its name in the menu."""
-    folder = Path(list_folders(FOLDER)[0])
+    """Fetches a release, as its user asked, unless all is there; its name in the menu.
+
+    It goes into the model folder that has some of it, else into the first. A `CheckpointError` where nothing lacks but
+    the image tokenizer that nobody offers for download.
+    """
+    places = [Path(folder) / name for folder in list_folders(FOLDER)]
+    path = checkpoints().get(name) or next((place for place in places if place.is_dir()), places[0])
     try:
-        lumina_core.vq_file(checkpoints().get(name, folder / name), _vq_folders())
+        lumina_core.vq_file(path, _vq_folders())
         return name
-    except LuminaError:  # something lacks
-        pass
+    except LuminaError as e:  # something lacks
+        # looked for last, so all else is there; every error about it has its name
+        if lumina_core.RELEASES[name].by_hand and "vqgan.ckpt" in str(e):
+            raise
     report = percent_bar()
-    with lumina_core.Download(name, folder) as job:
+    with lumina_core.Download(name, path.parent) as job:
         if job.release.licence:
             log.info("Lumina-mGPT: %s", job.release.licence)
         before = ""

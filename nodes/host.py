@@ -165,7 +165,8 @@ _hosted: weakref.WeakValueDictionary[tuple, HostedModel] = weakref.WeakValueDict
 def hosted(name: str, path: Path, precision: str, state: tuple, vq_folders: Sequence[str]) -> HostedModel:
     """The model of a checkpoint; loaders of files in the same `state`, with the same precision, share one."""
     dtype = FLOATS.get(precision) or lumina_core.default_dtype(path, mm.get_torch_device())
-    quantise = precision if precision in lumina_core.KINDS else None
+    wanted = precision if precision in lumina_core.KINDS else None
+    quantise = lumina_core.kept_kind(path, wanted)
     key = (state, dtype, quantise)
     known = _hosted.get(key)
     if known is None:

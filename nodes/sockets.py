@@ -35,7 +35,7 @@ def checkpoint_inputs() -> list[io.Input]:
             tooltip="Number format of the transformer. auto: bf16 on a graphics card that has it, fp32 otherwise and "
             "for small checkpoints. A 7B model takes 14 GB in bf16 or fp16, 28 GB in fp32; 8 to 9 GB in int8 "
             "or fp8, whose pictures differ slightly; 5 to 6.5 GB in nf4, whose pictures differ more and which needs "
-            "the Python package bitsandbytes.",
+            "the Python package bitsandbytes. A file stored in int8 or fp8 stays so.",
         ),
     ]
 

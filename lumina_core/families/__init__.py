@@ -27,6 +27,8 @@ from .trained import bundled, side_of, sizes_of, tasks_of
 
 FAMILIES: tuple[Family, ...] = (Mgpt1(), Mgpt2(), Pure())
 LARGE = 1 << 29  # numbers in a transformer from which 16 bit are worth their rounding
+VQ_MARK = "quantize.embedding.weight"
+WRAPPINGS = ("", "model.", "module.", "first_stage_model.", "vq_model.")
 SMALLER = (
     "Load it in a smaller precision (bf16 takes half of fp32, int8 half of bf16, nf4 a quarter), or close other "
     "programs that use this memory."
@@ -45,6 +47,7 @@ __all__ = [
     "find",
     "find_vq",
     "identify",
+    "kept_kind",
     "listing",
     "load",
     "open_parts",
@@ -104,6 +107,12 @@ def default_dtype(
     return torch.bfloat16 if large and _has_bf16(device) else torch.float32
 
 
+def kept_kind(name: str | Path, quantise: str | None) -> str | None:
+    """What `load` would make of `quantise`: layers stored small stay as they are. Reads headers only."""
+    found = checkpoint.find(find(name))
+    return quant.kept(found.entries, quantise, found.name)
+
+
 def default_decode_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
     """The `decode_dtype` of a transformer in `dtype`: bf16 beside 16 bits on CUDA that computes in it, else fp32."""
     device = torch.device(device)
@@ -120,10 +129,8 @@ def _vq_placer(device: torch.device | str, decode_dtype: torch.dtype) -> Callabl
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda" and torch.version.hip is None:
-        return torch.cuda.get_device_capability(device) >= (
-            8,
-            0,
-        )  # older cards take it, but compute it in fp32
+        # older cards take it, but compute it in fp32
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     try:
         one = torch.ones(1, 1, dtype=torch.bfloat16, device=device)
         return float(one @ one) == 1
@@ -138,7 +145,8 @@ def find(name: str | Path, folders: Sequence[str | Path] = ()) -> Path:
         return inside[str(name)]
     bases = [Path(), *(Path(f).expanduser() for f in folders)]
     for path in (base / Path(name).expanduser() for base in bases):
-        for candidate in (path, path.with_name(path.name + ".safetensors")):
+        path = path.resolve() if path.name in ("", "..") else path  # else it has neither name nor parent
+        for candidate in (path, path.with_name(path.name + ".safetensors") if path.name else path):
             if candidate.is_dir() or (candidate.is_file() and candidate.suffix == ".safetensors"):
                 return candidate
             if candidate.is_file():
@@ -187,9 +195,16 @@ def identify(source: Source) -> Family:
     )
 
 
+def vq_entries(file: Path) -> dict[str, Entry]:
+    """The tensors of a file that may be an image tokenizer, without what a training program set before their names."""
+    entries = weights.entries_of([file])
+    prefix = next((p for p in WRAPPINGS if f"{p}{VQ_MARK}" in entries), "")
+    return {name.removeprefix(prefix): e for name, e in entries.items() if name.startswith(prefix)}
+
+
 def family_of_vq(entries: Mapping[str, Entry]) -> Family | None:
     """The family whose image tokenizer some tensors are, or None."""
-    if "quantize.embedding.weight" not in entries or "encoder.conv_in.weight" not in entries:
+    if VQ_MARK not in entries or "encoder.conv_in.weight" not in entries:
         return None
     shapes = {name: e.shape for name, e in entries.items()}
     with torch.device("meta"):
@@ -233,7 +248,7 @@ def find_vq(
     others, faults = [], []
     for file in candidates:
         try:
-            entries = weights.entries_of([file])
+            entries = vq_entries(file)
         except CheckpointError as e:
             if vq_path == file:
                 raise
@@ -245,6 +260,10 @@ def find_vq(
             return file, entries
         if owner is not None:
             others.append(f"{file} is the one of {owner.title}")
+        elif file.name in family.vq_hint:
+            faults.append(
+                f"{file} holds no image tokenizer of {family.title}; replace it by {family.vq_hint}."
+            )
     raise CheckpointError(_no_vq(found, family, vq_path, others, faults))
 
 
@@ -346,7 +365,7 @@ def load(
         with torch.device("meta"):
             transformer = Transformer(parts.plain.config, ops, dtype=dtype)
             vq = family.vq_from_shapes({n: e.shape for n, e in parts.vq_entries.items()}, ops)
-    scaled, kind = quant.prepare(transformer, parts.plain, found.entries, quantise, ops)
+    scaled, kind = quant.prepare(transformer, parts.plain, found.entries, quantise, found.name, ops)
     mine = sum(found.entries[name].nbytes for name in parts.expected)
     total = mine + sum(parts.vq_entries[name].nbytes for name in parts.vq_expected)
     with told(f"loading '{found.name}', {total / 1e9:.2f} GB of files, onto {device}", SMALLER):

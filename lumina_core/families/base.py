@@ -102,7 +102,7 @@ class Names:
         """The token table of the checkpoint, with these ids of its codes."""
         bos = self.source.tokenizer.bos_name
         return Vocabulary(
-            bos=self.find(bos) if bos else 0,
+            bos=self.find(bos) if bos else self.table.get("<s>", 0),  # Chameleon's
             separator=self.find(SEPARATOR),
             separator_name=SEPARATOR,
             image_start=self.find(IMAGE_START),

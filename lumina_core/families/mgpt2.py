@@ -44,6 +44,12 @@ class Mgpt2(Family):
         return any(CODE_NAME.fullmatch(name) for name in source.names())
 
     def vocabulary(self, source: Source, codes: int) -> Vocabulary:
+        if source.tokenizer.bos_name is None:
+            raise CheckpointError(
+                f"tokenizer_config.json is missing in {source.path}, or names neither bos_token nor eos_token; "
+                f"{self.title} begins its prompts with one. Download it from the checkpoint's own repository into the "
+                "checkpoint's folder; where that is one file, convert the folder again."
+            )
         published = PUBLISHED if source.config["vocab_size"] > PUBLISHED_CODE_0 else None
         names = Names(source, self.title, published, PUBLISHED_GRID_0)
         return names.vocabulary(self._code_ids(names, codes), self.latents_per_unit)

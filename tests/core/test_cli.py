@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -132,6 +133,18 @@ def test_inspect_tells_what_a_checkpoint_is_and_fails_on_an_incomplete_one(tiny_
     assert "memory" in said.lower()
     assert run("inspect", broken(tiny_folder, tmp_path / "copy", "missing image tokenizer")) == 2
     assert "movqgan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_letters_that_a_pipe_lacks_are_spelled_out(tiny_folder, tmp_path, monkeypatch, stream):
+    pipe = io.TextIOWrapper(io.BytesIO(), "cp1252")
+    monkeypatch.setattr(sys, stream, pipe)
+    folder = tmp_path / "Füße модель"
+    if stream == "stdout":
+        shutil.copytree(tiny_folder, folder)
+    assert run("inspect", folder) == (0 if stream == "stdout" else 2)
+    pipe.flush()
+    assert rf"Füße {'модель'.encode('unicode-escape').decode()}" in pipe.buffer.getvalue().decode("cp1252")
 
 
 def test_a_converted_file_draws_the_picture_of_its_folder(tiny_folder, tmp_path, capsys):

@@ -126,6 +126,15 @@ def test_a_disk_without_room_is_said_before_the_first_file(fake, tmp_path, monke
     assert not fake.fetched
 
 
+@pytest.mark.parametrize("file_in_the_way", ["models", "models/Lumina-mGPT-2.0"])
+def test_a_folder_that_cannot_be_made_is_one_line(fake, tmp_path, file_in_the_way):
+    (tmp_path / file_in_the_way).parent.mkdir(exist_ok=True)
+    (tmp_path / file_in_the_way).write_text("no folder")
+    with pytest.raises(InputError, match="cannot be written .* another folder") as caught:
+        hub.download("Lumina-mGPT-2.0", tmp_path / "models", report=lambda line: None, hub=fake)
+    assert "\n" not in str(caught.value) and not fake.fetched
+
+
 def test_a_missing_library_says_what_to_install(tmp_path, monkeypatch):
     real = builtins.__import__
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from lumina_core import LuminaError, fetching, hub
+from lumina_core import InputError, LuminaError, fetching, hub
 from lumina_core.fetching import Download
 from tests.core.hub_server import FILES, WEIGHTS, HubServer
 
@@ -61,6 +62,39 @@ def test_what_an_earlier_run_fetched_is_kept_and_nothing_half_is_taken_for_whole
     server.asked.clear()
     assert there(fetch()) == ALL
     assert ("model.safetensors", HALF) in server.asked
+
+
+@pytest.mark.parametrize(("spare", "goes_on"), [(0, True), (-1, False)])
+def test_a_disk_with_room_for_the_rest_alone_is_enough(fetch, tmp_path, monkeypatch, spare, goes_on):
+    folder = tmp_path / "PURE"
+    folder.mkdir()
+    (folder / "model.safetensors.part").write_bytes(WEIGHTS[:HALF])
+    (folder / "config.json.part").write_bytes(b"{")  # begins anew
+    rest = sum(map(len, ALL.values())) - HALF
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest + spare))
+    if goes_on:
+        assert there(fetch()).items() >= ALL.items()
+    else:
+        with pytest.raises(InputError, match="GB free"):
+            fetch()
+
+
+def test_a_file_that_cannot_be_written_is_said_without_advice_to_go_on(fetch, tmp_path):
+    (tmp_path / "PURE" / "model.safetensors.part").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"model\.safetensors\.part' cannot be written") as caught:
+        fetch()
+    assert "broke off" not in str(caught.value)
+
+
+def test_a_file_that_cannot_get_its_name_is_said_and_kept(fetch, server, tmp_path):
+    in_the_way = tmp_path / "PURE" / "model.safetensors"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"cannot be written .* stays as model\.safetensors\.part"):
+        fetch()
+    in_the_way.rmdir()
+    server.asked.clear()
+    assert there(fetch()) == ALL
+    assert "model.safetensors" not in [name for name, _ in server.asked]
 
 
 @pytest.mark.parametrize("size", [HALF, len(WEIGHTS), len(WEIGHTS) + 1])

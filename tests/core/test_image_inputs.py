@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lumina_core import Chat, InputError, Restoration, from_tensor, load
+from lumina_core.image import on_white, open_picture
 from tests.core import checkpoints as ck
 
 
@@ -35,6 +37,40 @@ def test_every_picture_of_a_batch_is_taken():
     batch = torch.stack([torch.full((5, 3, 3), v) for v in (0.0, 1.0)])
     assert [p.size for p in from_tensor(batch)] == [(3, 5)] * 2
     assert colours(batch) == [[0, 0, 0], [255, 255, 255]]
+
+
+def seen(file) -> list[int]:
+    """The first row of a picture's file as the networks get it; its channels are equal."""
+    picture = np.asarray(on_white(open_picture(file)))
+    assert (picture == picture[..., :1]).all() and picture.shape[-1] == 3
+    return picture[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_grey_pictures_of_16_bits_keep_their_greys(tmp_path, suffix):
+    levels = np.array([[0, 128, 129, 257 * 100, 257 * 200, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"a.{suffix}")
+    assert seen(tmp_path / f"a.{suffix}") == [0, 0, 1, 100, 200, 255]
+
+
+@pytest.mark.parametrize(
+    ("levels", "greys"),
+    [
+        (np.array([[-5, 0, 255]], np.int32), [0, 0, 255]),
+        (np.array([[-5, 257 * 100, 65535, 1 << 30]], np.int32), [0, 100, 255, 255]),
+        (np.array([[0, 0.2, 1]], np.float32), [0, 51, 255]),
+        (np.array([[-np.inf, np.nan, 51.4, 255]], np.float32), [0, 0, 51, 255]),
+    ],
+)
+def test_grey_pictures_of_whole_numbers_and_decimals_keep_their_greys(tmp_path, levels, greys):
+    Image.fromarray(levels).save(tmp_path / "a.tif")
+    assert seen(tmp_path / "a.tif") == greys
+
+
+@pytest.mark.parametrize("most", [300, np.inf])
+def test_decimals_whose_white_nobody_knows_are_refused(most):
+    with pytest.raises(InputError, match=f"decimals up to {most:g}; they may go up to 1 or up to 255"):
+        on_white(Image.fromarray(np.array([[0, most]], np.float32)))
 
 
 @pytest.mark.parametrize("shape", [(5, 5, 3), (1, 5, 5, 2), (0, 5, 5, 3), (1, 0, 5, 3)])

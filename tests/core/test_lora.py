@@ -107,6 +107,41 @@ def test_the_scale_is_the_configuration_s(model, tmp_path, config, scale):
     assert lora.deltas[UP].scale == pytest.approx(2 / RANK**0.5 if "use_rslora" in config else 2 / RANK)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "changed"),
+    [
+        (r".*\.layers\.(0|1)\..*q_proj", {Q}),
+        (r"^model\.layers\.(?:0|1)\.self_attn\.q_proj", {Q}),
+        (r"^layers\.(?:0|1)\.self_attn\.q_proj", set()),
+        (r"layers\.\d+\..*(up|down)_proj", {UP}),
+        (rf".*\.layers\.({'|'.join(map(str, range(48)))})\..*_proj", {Q, UP}),
+        (r".*layers.*attn.*", {Q}),
+    ],
+)
+def test_layers_are_named_by_the_patterns_that_peft_takes(model, tmp_path, pattern, changed):
+    lora = read_lora(
+        peft(tmp_path / "style", model.transformer, alpha_pattern={pattern: 16}), model.transformer
+    )
+    assert {name for name, delta in lora.deltas.items() if delta.scale == 16 / RANK} == changed
+
+
+@pytest.mark.parametrize(
+    ("patterns", "says"),
+    [
+        (["(a+)+x"], "the pattern '(a+)+x' in 'alpha_pattern' is none that names layers"),
+        ([".*.*.*.*x"], "is none that names layers"),
+        (["(?:.*a)*x"], "is none that names layers"),
+        (["(.|.)" * 40 + "x"], "would be searched for too long"),
+        ([f".*.*.*{i}" for i in range(900)], "would be searched for too long"),
+    ],
+)
+def test_patterns_that_would_be_searched_for_without_end_are_refused(model, tmp_path, patterns, says):
+    style = peft(tmp_path / "style", model.transformer, alpha_pattern=dict.fromkeys(patterns, 16))
+    with pytest.raises(CheckpointError) as caught:
+        read_lora(style, model.transformer)
+    assert says in str(caught.value) and "adapter_config.json" in str(caught.value)
+
+
 def test_without_a_configuration_alpha_is_the_rank(model, tmp_path):
     folder = peft(tmp_path / "style", model.transformer)
     (folder / "adapter_config.json").unlink()

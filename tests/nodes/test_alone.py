@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import lumina_core
-from lumina_core import InputError, PictureFinished, RowFinished, TextPiece, TokenGrid
+from lumina_core import CheckpointError, InputError, PictureFinished, RowFinished, TextPiece, TokenGrid
 from tests.core import checkpoints
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,6 +98,34 @@ def test_nothing_is_fetched_where_the_image_tokenizer_lies_in_the_vae_folder(alo
         alone("folders").fetch("PURE")
     checkpoints.save_vq("pure", tmp_path / "vae" / "vq_ds8_c2i.pt")
     assert alone("folders").fetch("PURE") == "PURE"
+
+
+@pytest.mark.parametrize("lacking", ["tokenizer.json", "config.json"])
+def test_a_download_goes_on_in_the_model_folder_that_has_the_rest(alone, tmp_path, monkeypatch, lacking):
+    folders, places = alone("folders"), [tmp_path / "first", tmp_path / "second"]
+    places[0].mkdir()
+    (checkpoints.build(places[1] / "PURE", "pure") / lacking).unlink()
+    monkeypatch.setattr(folders, "list_folders", lambda kind: [str(place) for place in places])
+    monkeypatch.setattr(lumina_core, "Download", began := MagicMock(side_effect=InterruptedError))
+    for name, place in (("PURE", places[1]), ("Lumina-mGPT-2.0", places[0])):
+        with pytest.raises(InterruptedError):
+            folders.fetch(name)
+        began.assert_called_with(name, place)
+
+
+def test_an_image_tokenizer_that_comes_by_hand_is_asked_for_without_a_network(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(lumina_core, "Download", MagicMock(side_effect=InterruptedError))
+    name = "Lumina-mGPT-7B-768"
+    folder = checkpoints.build(tmp_path / "lumina_mgpt" / name, "mgpt1", vq=False)
+    fetch = alone("folders").fetch
+    with pytest.raises(CheckpointError, match=r"is missing: put vqgan\.ckpt"):
+        fetch(name)
+    (folder / "vqgan.ckpt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"vqgan\.ckpt"):
+        fetch(name)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InterruptedError):
+        fetch(name)
 
 
 def test_a_download_needs_no_checkpoint_chosen_as_model(alone):
