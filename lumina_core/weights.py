@@ -192,6 +192,8 @@ def _names_without_index(folder: Path, stem: str, suffix: str) -> set[str]:
 
 def is_converted(file: Path) -> bool:
     """Whether a file was written by `convert`, from its first bytes; never raises."""
+    if not file.is_file():  # a named pipe would be waited for
+        return False
     try:
         with file.open("rb") as f:
             return f'"{FORMAT_KEY}"'.encode() in f.read(64)
