@@ -22,14 +22,15 @@ SHAPES = {"nano-mgpt1": 0.8, "nano-mgpt2": 0.75, "nano-mgpt2-omni": 0.7}  # of t
 AS_TOLD = (  # what the first figure of a kind is at least
     ("nano-mgpt1", "segment", 0.75),
     ("nano-mgpt1", "pose", 0.8),
-    ("nano-mgpt1", "detect", 0.65),
-    ("nano-mgpt1", "edit", 0.65),
+    ("nano-mgpt1", "detect", 0.72),
+    ("nano-mgpt1", "edit", 0.75),
     ("nano-mgpt1", "question", 0.85),
     ("nano-mgpt1", "yes or no", 0.7),
     ("nano-mgpt2-omni", "pose_panel", 0.85),
     ("nano-mgpt2-omni", "subject", 0.7),
     ("nano-mgpt2-omni", "control_depth", 0.75),
-    ("nano-mgpt2-omni", "edit_panel", 0.5),
+    ("nano-mgpt2-omni", "control_pose", 0.7),
+    ("nano-mgpt2-omni", "edit_panel", 0.65),
 )
 
 
