@@ -59,16 +59,14 @@ def test_edits_change_what_they_say_and_nothing_else():
     assert kinds == set(edits.KINDS)
 
 
-def test_edits_are_trained_in_either_wording():
-    worded = [example("edit", "train", n, SIZE) for n in range(60)]
-    as_people_type = 0
+@pytest.mark.parametrize("kind", ["edit", "edit_panel"])
+def test_edits_are_trained_in_either_wording(kind):
+    worded = [e for e in (example(kind, "train", n, SIZE) for n in range(60)) if e.edit]
+    as_people_type = [e for e in worded if e.text[0].islower()]
     for e in worded:
-        if e.edit and e.text != e.edit.instruction:
-            assert e.text[0].islower()
-            assert not e.text.endswith(".")
-            assert e.text.capitalize() == e.edit.instruction.removesuffix(".").capitalize()
-            as_people_type += 1
-    assert 0.3 < as_people_type / len(worded) < 0.7
+        assert e.text.removesuffix(".").capitalize() == e.edit.instruction.removesuffix(".").capitalize()
+    assert not any(e.text.endswith(".") for e in as_people_type)
+    assert 0.3 < len(as_people_type) / len(worded) < 0.7
 
 
 def answer_by_looking(s: world.Scene, question: str) -> str | None:
