@@ -146,10 +146,10 @@ def _verdicts(e: edits.Edit, drawn: np.ndarray) -> Iterator[tuple[world.Object, 
 
 def _gone(after: world.Scene, old: world.Object, drawn: np.ndarray) -> bool:
     """Whether most of what an object covered shows the ground."""
-    covered = world.coverage(old, after.width, after.height) > 0.5
+    place = world.coverage(old, after.width, after.height) > 0.5
     for o in after.objects:
-        covered &= world.coverage(o, after.width, after.height) < 0.05
-    seen = nearest_names(drawn)[covered]
+        place &= world.coverage(o, after.width, after.height) < 0.05
+    seen = nearest_names(drawn)[place]
     return bool((seen == after.ground).mean() > 0.8) if len(seen) else True
 
 
@@ -194,6 +194,10 @@ def edge_score(true: np.ndarray, drawn: np.ndarray) -> float:
         return float(true.any() == drawn.any())
     precision = (drawn & _wider(true)).sum() / drawn.sum()
     recall = (true & _wider(drawn)).sum() / true.sum()
+    return _f1(precision, recall)
+
+
+def _f1(precision: float, recall: float) -> float:
     return float(2 * precision * recall / max(precision + recall, 1e-9))
 
 
@@ -220,7 +224,7 @@ def _joints_on_shapes(seen: np.ndarray, drawn: np.ndarray) -> float:
             shape[ys, xs] = True
             wanted += [(kind & _wider(shape, radius)).any() for kind in kinds]
     precision, recall = (joints & _wider(seen, radius)).sum() / max(joints.sum(), 1), np.mean(wanted or [0.0])
-    return float(2 * precision * recall / max(precision + recall, 1e-9))
+    return _f1(precision, recall)
 
 
 def names_every_object(s: world.Scene, words: str) -> bool:

@@ -20,7 +20,6 @@ from lumina_core.training.examples import MAKERS, example, task_of
 from lumina_core.training.recipes import RECIPES
 
 SIZE = (64, 64)
-COUNT = 24
 SCENES = [world.scene("held-out", n, *((64, 64), (128, 128), (160, 96))[n % 3]) for n in range(60)]
 
 
