@@ -6,7 +6,6 @@ from ..lumina_core import (
     InputError,
     PictureFinished,
     Ranking,
-    Sampling,
     best,
     check_candidates,
     given_scores,
@@ -15,18 +14,18 @@ from ..lumina_core import (
 from . import jobs
 from .host import io, schema, show_on_node
 from .sockets import (
-    WINDOWS,
     LuminaModel,
     LuminaPrompt,
     LuminaTokens,
     decode_input,
+    drawing,
     guidance_inputs,
     model_socket,
     seed_input,
     window_input,
 )
 
-LIKELIHOOD, ANSWER, GIVEN = "likelihood", "answer", "given"
+SCORES = LIKELIHOOD, ANSWER, GIVEN = "likelihood", "answer", "given"
 
 
 def single(name: str, values: list):
@@ -65,7 +64,7 @@ class BestOf(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "score",
-                    options=[LIKELIHOOD, ANSWER, GIVEN],
+                    options=list(SCORES),
                     default=LIKELIHOOD,
                     tooltip="likelihood: the model's own mean log-probability of the picture given the prompt. "
                     "answer: how surely the model, or judge, answers the question with yes, 0 to 1. given: the "
@@ -125,8 +124,10 @@ class BestOf(io.ComfyNode):
         one = {name: single(name, values) for name, values in lists.items()}
         names = ("model", "prompt", "score", "question", "keep")
         model, prompt, score, question, keep = (one.pop(name) for name in names)
-        judge, window = one.pop("judge", model), one.pop("window", "auto")
-        sampling = Sampling(batch=one.pop("candidates"), window=WINDOWS[window], **one)
+        judge = one.pop("judge", model)
+        sampling = drawing(model, prompt.task, batch=one.pop("candidates"), **one)
+        if score not in SCORES:  # a value that came over a link is not checked by the host
+            raise InputError(f"score is '{score}'; it may be {', '.join(SCORES)}.")
         if score == ANSWER:
             question = question_of(judge.model, question)
         grids = None if tokens is None else [grid for batch in tokens for grid in batch]

@@ -5,10 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..lumina_core import Answered, Chat, Sampling, from_tensor
+from ..lumina_core import Answered, AnswerFinished, Chat, from_tensor
 from . import jobs
-from .host import io, nothing, schema, show_on_node
-from .sockets import WINDOWS, LuminaChat, decode_input, model_socket, seed_input, window_input
+from .host import CUT_SHORT, io, nothing, schema, show_on_node
+from .sockets import (
+    LuminaChat,
+    cfg_input,
+    decode_input,
+    drawing,
+    image_top_k_input,
+    model_socket,
+    seed_input,
+    temperature_input,
+    text_top_k_input,
+    window_input,
+)
 
 IMAGES = ("image", "image_2", "image_3", "image_4")
 
@@ -48,47 +59,17 @@ class ChatTurn(io.ComfyNode):
                     "without one they stand before the question.",
                 ),
                 seed_input(),
-                io.Float.Input(
-                    "temperature",
-                    default=1.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Spread of the random draws. 1 is the published value; 0 always takes the likeliest "
-                    "token.",
-                ),
-                io.Int.Input(
-                    "text_top_k",
-                    default=5,
-                    min=0,
-                    max=65536,
-                    tooltip="Only this many of the likeliest text tokens may be drawn. 5 is the published "
-                    "value; 1 gives the same answer for every seed.",
-                ),
-                io.Int.Input(
-                    "image_top_k",
-                    default=2000,
-                    min=0,
-                    max=16384,
-                    tooltip="The same for the tokens of pictures in the answer. 2000 is the published value; 0 "
-                    "allows all.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Guidance of pictures in the answer; text has none. 1, the published value, is "
-                    "without; 3 to 4 draws closer to the words.",
-                ),
+                temperature_input(),
+                text_top_k_input(),
+                image_top_k_input(),
+                cfg_input(),
                 io.Int.Input(
                     "max_tokens",
                     default=2048,
                     min=1,
                     max=65536,
-                    tooltip="The longest answer, in tokens. A sentence is about 20, a picture of 512x512 pixels "
-                    "1060.",
+                    tooltip="The longest answer, in tokens: 2048 is published. A sentence is about 20, a picture of "
+                    "512x512 pixels 1,060 and one of 768x768 pixels 2,356; for several pictures raise it.",
                 ),
                 decode_input(),
                 LuminaChat.Input(
@@ -122,15 +103,17 @@ class ChatTurn(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, question, chat=None, window="auto", **rest) -> io.NodeOutput:
+    def execute(cls, model, question, chat=None, **rest) -> io.NodeOutput:
         given = [rest.pop(name) for name in IMAGES if rest.get(name) is not None]
         images = [picture for batch in given for picture in from_tensor(batch)]
         rest = {name: value for name, value in rest.items() if name not in IMAGES}
         chat, prompt = jobs.ask(model, chat or Chat(model.model.family.id), question, images)
-        answer, live = Answered(model.model), LiveText()
-        for event in model.draw(prompt, Sampling(window=WINDOWS[window], **rest)):
+        answer, live, ended = Answered(model.model), LiveText(), ""
+        for event in model.draw(prompt, drawing(model, "chat", **rest)):
             if answer.note(event):
                 live.show(lambda: answer.text)
-        show_on_node(answer.text)
+            if isinstance(event, AnswerFinished) and event.reason in CUT_SHORT:
+                ended = f"(The answer {CUT_SHORT[event.reason]}.)"
+        show_on_node("\n".join(filter(None, (answer.text, ended))) or "(no words)")
         pictures = jobs.decode(model, answer.pictures) if answer.pictures else nothing()
         return io.NodeOutput(answer.text, pictures, chat.answered(answer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..lumina_core import InputError, masks_of, to_mask
 from . import jobs
 from .answers import predict
-from .host import io, schema, watched
+from .host import for_output, io, schema, watched
 from .sockets import seed_input, task_image_input, task_inputs, task_model_socket
 
 
@@ -228,6 +228,7 @@ class SegmentsToMasks(io.ComfyNode):
     @classmethod
     def execute(cls, segmentation, index, **settings) -> io.NodeOutput:
         masks, listed = masks_of(segmentation, watched=watched, **settings)
-        if index >= len(masks):
+        if not 0 <= index < len(masks):
             raise InputError(f"index is {index}; there are {len(masks)} segments, 0 to {len(masks) - 1}.")
+        masks = [for_output(mask) for mask in masks]
         return io.NodeOutput(masks, masks[index], listed)

@@ -86,6 +86,8 @@ def fetch(name: str) -> str:
     It goes into the model folder that has some of it, else into the first. A `CheckpointError` where nothing lacks but
     the image tokenizer that nobody offers for download.
     """
+    if fault := unknown_download(name):  # a name that came over a link is not checked by the host
+        raise InputError(fault)
     places = [Path(folder) / name for folder in list_folders(FOLDER)]
     path = checkpoints().get(name) or next((place for place in places if place.is_dir()), places[0])
     try:

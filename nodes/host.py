@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import logging
 import time
 import weakref
@@ -40,6 +41,7 @@ from ..lumina_core import (
 from .preview import Preview
 
 __all__ = [
+    "CUT_SHORT",
     "FOLDER",
     "PRECISIONS",
     "ComfyExtension",
@@ -67,7 +69,7 @@ FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRECISIONS = ("auto", *FLOATS, *lumina_core.KINDS)
 CUT_SHORT = {  # why a free answer ended that the model did not end
     "limit": "was cut at the longest length there is",
-    "picture": "ends before a picture that does not fit into the model's positions",
+    "picture": "ends before a picture that does not fit into what is left of max_tokens or the model's positions",
 }
 
 for _error in (CheckpointError, InputError, LuminaError, OutOfMemoryError, PictureError, PrecisionError):
@@ -97,10 +99,15 @@ def results_are_kept() -> bool:
 
 
 def show_on_node(text: str) -> None:
-    """Shows a line of text on the node that runs; inside a node that expanded, on that one."""
-    context = get_executing_context()
-    if context is not None and PromptServer.instance is not None:
-        PromptServer.instance.send_progress_text(text, context.node_id.partition(".")[0])
+    """Shows a text on the node that runs; inside a node that expanded, on that one.
+
+    Only the page that asked for the run gets it: another may have another node of that number. Pages take the text for
+    HTML, and an answer may hold anything.
+    """
+    context, server = get_executing_context(), PromptServer.instance
+    if context is not None and server is not None and server.client_id is not None:
+        node = context.node_id.partition(".")[0]
+        server.send_progress_text(html.escape(text, quote=False), node, server.client_id)
 
 
 def nothing() -> ExecutionBlocker:
@@ -164,6 +171,8 @@ _hosted: weakref.WeakValueDictionary[tuple, HostedModel] = weakref.WeakValueDict
 
 def hosted(name: str, path: Path, precision: str, state: tuple, vq_folders: Sequence[str]) -> HostedModel:
     """The model of a checkpoint; loaders of files in the same `state`, with the same precision, share one."""
+    if precision not in PRECISIONS:  # a value that came over a link is not checked by ComfyUI
+        raise InputError(f"precision is '{precision}'; it may be {', '.join(PRECISIONS)}.")
     dtype = FLOATS.get(precision) or lumina_core.default_dtype(path, mm.get_torch_device())
     wanted = precision if precision in lumina_core.KINDS else None
     quantise = lumina_core.kept_kind(path, wanted)

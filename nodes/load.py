@@ -38,7 +38,7 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model, download=OFF) -> bool | str:
+    def validate_inputs(cls, model=None, download=OFF) -> bool | str:
         if download is not None and (fault := unknown_download(download)):  # None: the name comes over a link
             return fault
         return download != OFF or model is None or unknown_checkpoint(model) or True

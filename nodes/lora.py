@@ -43,8 +43,8 @@ class LoadLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora) -> bool | str:
-        return lora is None or unknown_lora(lora) or True  # None: the name comes over a link
+    def validate_inputs(cls, lora=None) -> bool | str:
+        return lora is None or unknown_lora(lora) or True  # None: it comes over a link, or lacks
 
     @classmethod
     def fingerprint_inputs(cls, lora, **_) -> tuple:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from ..lumina_core import PictureFinished, Sampling
+from ..lumina_core import PictureFinished
 from . import jobs
 from .folders import fingerprint, load, unknown_checkpoint
 from .host import GraphBuilder, io, results_are_kept, schema
 from .sockets import (
-    WINDOWS,
+    OWN,
     batch_input,
     checkpoint_inputs,
     decode_input,
+    drawing,
     guidance_inputs,
     seed_input,
     size_inputs,
@@ -43,8 +44,8 @@ class TextToImage(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model) -> bool | str:
-        return model is None or unknown_checkpoint(model) or True  # None: the name comes over a link
+    def validate_inputs(cls, model=None) -> bool | str:
+        return model is None or unknown_checkpoint(model) or True  # None: it comes over a link, or lacks
 
     @classmethod
     def fingerprint_inputs(cls, model, **_) -> tuple:
@@ -66,7 +67,7 @@ class TextToImage(io.ComfyNode):
             model=loaded,
             prompt=prompt.out(0),
             seed=seed,
-            text_top_k=10,
+            text_top_k=OWN,
             **settings,
         )
         decoded = graph.node(
@@ -75,10 +76,10 @@ class TextToImage(io.ComfyNode):
         return io.NodeOutput(decoded.out(0), expand=graph.finalize())
 
     @classmethod
-    def _draw(cls, model, precision, text, size, *, window="auto", **settings):
+    def _draw(cls, model, precision, text, size, **settings):
         """The pictures without the other nodes, for hosts that keep nothing of what nodes give out."""
         loaded = load(model, precision)
         prompt = jobs.prompt(loaded, text, "text_to_image", size, [])
-        events = loaded.draw(prompt, Sampling(**settings, window=WINDOWS[window]))
+        events = loaded.draw(prompt, drawing(loaded, prompt.task, **settings))
         [pictures] = jobs.decode(loaded, [e.grid for e in events if isinstance(e, PictureFinished)])
         return pictures

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from ..lumina_core import COLOURS, TILING, Sampling, from_tensor
+from ..lumina_core import COLOURS, TILING, from_tensor
 from . import jobs
 from .host import advanced, io, schema, show_on_node
-from .sockets import WINDOWS, decode_input, model_socket, seed_input, window_input
+from .sockets import (
+    cfg_input,
+    decode_input,
+    drawing,
+    model_socket,
+    seed_input,
+    temperature_input,
+    text_top_k_input,
+    window_input,
+)
 
 
 class Restore(io.ComfyNode):
@@ -47,35 +56,10 @@ class Restore(io.ComfyNode):
                     "one tile: the whole picture is stretched to one square and back, as PURE's own script "
                     "does; quick, for pictures of about 512 pixels.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.8,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance. 0.8 is PURE's published value, below 1 on purpose; 0.6 to 1.5 "
-                    "are useful; 1 switches guidance off and halves memory and work.",
-                ),
-                io.Float.Input(
-                    "temperature",
-                    default=0.9,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Spread of the random draws. 0.9 is PURE's published value; lower is smoother, 0 always "
-                    "takes the likeliest token.",
-                ),
+                cfg_input(),
+                temperature_input(),
                 decode_input(),
-                advanced(
-                    io.Int.Input(
-                        "text_top_k",
-                        default=1,
-                        min=0,
-                        max=65536,
-                        tooltip="How many of the likeliest tokens the description may be drawn from. 1, PURE's "
-                        "published value, always takes the likeliest.",
-                    )
-                ),
+                advanced(text_top_k_input()),
                 window_input(),
             ],
             outputs=[
@@ -91,13 +75,11 @@ class Restore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, image, scale, seed, color_fix, tiling, window="auto", **settings
-    ) -> io.NodeOutput:
+    def execute(cls, model, image, scale, seed, color_fix, tiling, **settings) -> io.NodeOutput:
         done, lines = [], []
         pictures = from_tensor(image)
         for n, picture in enumerate(pictures):
-            sampling = Sampling(seed=seed + n, window=WINDOWS[window], **settings)
+            sampling = drawing(model, "restore", seed + n, **settings)
             done.append(jobs.restore(model, picture, sampling, scale=scale, colour=color_fix, tiling=tiling))
             plan = done[-1].plan
             show_on_node(f"{len(plan)} tile{'s' * (len(plan) > 1)} of {plan.tile} pixels")

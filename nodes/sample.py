@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..lumina_core import Answered, PictureFinished, Sampling, TextPiece
-from .host import io, schema
+from ..lumina_core import Answered, PictureFinished, TextPiece
+from .host import advanced, io, schema
 from .sockets import (
-    WINDOWS,
     LuminaPrompt,
     LuminaTokens,
     batch_input,
     decode_input,
+    drawing,
     guidance_inputs,
     model_socket,
     seed_input,
@@ -32,7 +32,7 @@ class Sampler(io.ComfyNode):
                 LuminaPrompt.Input("prompt", tooltip="A prompt made with the same model."),
                 seed_input(),
                 *guidance_inputs(),
-                text_top_k_input(),
+                advanced(text_top_k_input()),
                 decode_input(),
                 batch_input(),
                 window_input(),
@@ -47,8 +47,8 @@ class Sampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, prompt, window="auto", **settings) -> io.NodeOutput:
-        sampling = Sampling(**settings, window=WINDOWS[window])
+    def execute(cls, model, prompt, **settings) -> io.NodeOutput:
+        sampling = drawing(model, prompt.task, **settings)
         answers = [Answered(model.model) for _ in range(sampling.batch)]
         for event in model.draw(prompt, sampling):
             if isinstance(event, PictureFinished | TextPiece):

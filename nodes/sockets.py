@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..lumina_core import MODES, Sampling, settings
+from ..lumina_core import MODES, InputError, Sampling, settings
 from .folders import checkpoints
 from .host import PRECISIONS, HostedModel, advanced, io
 
@@ -95,46 +95,58 @@ def seed_input() -> io.Input:
     )
 
 
+OWN = -1  # of a setting: what the checkpoint recommends for the task
+OWN_IS = "-1 takes what the checkpoint recommends for the task"
+
+
+def cfg_input() -> io.Input:
+    return io.Float.Input(
+        "cfg",
+        default=OWN,
+        min=OWN,
+        max=100.0,
+        step=0.1,
+        tooltip=f"Classifier-free guidance: how strongly the picture follows the words. {OWN_IS}: of the released ones "
+        "4 for 2.0 and for pictures from words, 1 for image tasks and answers of 1.0, 0.8 for PURE. 3 to 8 are useful, "
+        "also for edits that change nothing; 1 switches guidance off and halves memory and work.",
+    )
+
+
+def temperature_input() -> io.Input:
+    return io.Float.Input(
+        "temperature",
+        default=OWN,
+        min=OWN,
+        max=10.0,
+        step=0.05,
+        tooltip=f"Spread of the random draws. {OWN_IS}: 1 for the released ones, 0.9 for PURE. Lower is safer and "
+        "plainer, 0 always takes the likeliest token.",
+    )
+
+
+def image_top_k_input() -> io.Input:
+    return io.Int.Input(
+        "image_top_k",
+        default=OWN,
+        min=OWN,
+        max=16384,
+        tooltip="Only this many of the likeliest image tokens, and of the picture sizes that the model chooses, may be "
+        f"drawn. {OWN_IS}: 4096 for 2.0, 2000 for 1.0 and 200 for its image tasks; 0 allows all.",
+    )
+
+
 def guidance_inputs() -> list[io.Input]:
-    return [
-        io.Float.Input(
-            "cfg",
-            default=4.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="Classifier-free guidance: how strongly the picture follows the words. 4 is the published value, "
-            "3 to 8 are useful; 1 switches guidance off and halves memory and work.",
-        ),
-        io.Float.Input(
-            "temperature",
-            default=1.0,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            tooltip="Spread of the random draws. 1 is the published value; lower is safer and plainer, 0 always takes "
-            "the likeliest token.",
-        ),
-        io.Int.Input(
-            "image_top_k",
-            default=4096,
-            min=0,
-            max=16384,
-            tooltip="Only this many of the likeliest image tokens, and of the picture sizes that the model chooses, "
-            "may be drawn. 4096 is published for 2.0, 2000 for 1.0; 0 allows all.",
-        ),
-    ]
+    return [cfg_input(), temperature_input(), image_top_k_input()]
 
 
 def text_top_k_input() -> io.Input:
-    return advanced(
-        io.Int.Input(
-            "text_top_k",
-            default=10,
-            min=0,
-            max=65536,
-            tooltip="The same for text tokens. 10 is the published value, 1 always takes the likeliest.",
-        )
+    return io.Int.Input(
+        "text_top_k",
+        default=OWN,
+        min=OWN,
+        max=65536,
+        tooltip=f"Only this many of the likeliest text tokens may be drawn. {OWN_IS}: 10 for the released ones, 5 for "
+        "conversations, 1 for PURE. 1 always takes the likeliest, 0 allows all.",
     )
 
 
@@ -171,49 +183,6 @@ def batch_input() -> io.Input:
         tooltip="Pictures drawn side by side, 1 to 64. Each needs memory for its tokens: about 1 GB for 1,000 tokens "
         "of a 7B model with guidance.",
     )
-
-
-OWN = -1  # of a setting: what the checkpoint recommends for the task
-
-
-def own_guidance_inputs() -> list[io.Input]:
-    """Guidance inputs that follow the checkpoint and the task unless they are set."""
-    own = "-1 takes what the checkpoint recommends for this task"
-    return [
-        io.Float.Input(
-            "cfg",
-            default=OWN,
-            min=OWN,
-            max=100.0,
-            step=0.1,
-            optional=True,
-            tooltip=f"Classifier-free guidance. {own}: 1 (none) for image tasks of 1.0, 4 for 2.0. Edits that change "
-            "nothing want more, 3 to 8.",
-        ),
-        advanced(
-            io.Float.Input(
-                "temperature",
-                default=OWN,
-                min=OWN,
-                max=10.0,
-                step=0.05,
-                optional=True,
-                tooltip=f"Spread of the random draws. {own}, 1 for the released ones; lower is safer, 0 always takes "
-                "the likeliest token.",
-            )
-        ),
-        advanced(
-            io.Int.Input(
-                "image_top_k",
-                default=OWN,
-                min=OWN,
-                max=16384,
-                optional=True,
-                tooltip=f"Only this many of the likeliest image tokens may be drawn. {own}: 200 for image tasks of "
-                "1.0, 4096 for 2.0; 0 allows all.",
-            )
-        ),
-    ]
 
 
 def resolution_input() -> io.Input:
@@ -273,8 +242,8 @@ def optional(entry: io.Input) -> io.Input:
 
 def drawing_inputs() -> list[io.Input]:
     """Optional inputs: how the answer to a task is drawn, and the words the task is put in."""
-    decode = advanced(optional(decode_input()))
-    return [*own_guidance_inputs(), decode, window_input(), template_input()]
+    cfg, *rest = (optional(entry) for entry in (*guidance_inputs(), decode_input()))
+    return [cfg, *map(advanced, rest), window_input(), template_input()]
 
 
 def task_inputs(*between: io.Input) -> list[io.Input]:
@@ -305,5 +274,7 @@ def drawing(
     **set_by_user,
 ) -> Sampling:
     """Sampling settings of a task: those that the user set, for the rest the checkpoint's own."""
+    if window not in WINDOWS:  # a value that came over a link is not checked by the host
+        raise InputError(f"window is '{window}'; it may be {', '.join(WINDOWS)}.")
     given = {name: None if value == OWN else value for name, value in set_by_user.items()}
     return settings(model.model, task, seed=seed, batch=batch, decode=decode, window=WINDOWS[window], **given)

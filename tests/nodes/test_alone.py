@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -45,11 +46,16 @@ def grid(value: int = 0, height: int = 4, width: int = 4) -> TokenGrid:
     return TokenGrid(torch.full((height, width), value), "mgpt2")
 
 
+def prompt_of(task: str) -> types.SimpleNamespace:
+    return types.SimpleNamespace(task=task)
+
+
 # Best Of
 
 
 def best_of(alone, **changes) -> tuple:
-    inputs = {"model": [None], "prompt": [None], "seed": [7], "candidates": [4], "score": ["given"]}
+    model, prompt = types.SimpleNamespace(model=lumina_core.load("nano-mgpt2")), prompt_of("text_to_image")
+    inputs = {"model": [model], "prompt": [prompt], "seed": [7], "candidates": [4], "score": ["given"]}
     inputs |= {"question": [""], "keep": [0], "tokens": [[grid(1)], [grid(2)]], "scores": [0.1, 0.9]}
     return alone("best").BestOf.execute(**inputs | changes)
 
@@ -64,6 +70,11 @@ def test_best_of_takes_lists_of_tokens_and_scores(alone):
     grids, scores, _ = best_of(alone)
     assert [int(g.codes[0, 0]) for g in grids] == [2, 1]
     assert scores == [0.9, 0.1]
+
+
+def test_best_of_refuses_an_unknown_score_before_anything_is_drawn(alone):
+    with pytest.raises(InputError, match="^score is 'nicest'; it may be likelihood, answer, given"):
+        best_of(alone, score=["nicest"])
 
 
 # Models and LoRAs in their folders
@@ -194,7 +205,7 @@ def test_the_preview_of_a_second_picture_shows_that_picture(alone, monkeypatch, 
 
 def sampled(alone, model, batch: int, events: list) -> tuple:
     hosted = types.SimpleNamespace(model=model, draw=lambda prompt, sampling: iter(events))
-    return alone("sample").Sampler.execute(hosted, None, batch=batch)
+    return alone("sample").Sampler.execute(hosted, prompt_of("text_to_image"), seed=0, batch=batch)
 
 
 def test_every_answer_of_a_batch_has_its_line_of_text(alone, tiny_model):
@@ -219,6 +230,63 @@ def test_an_answer_alone_keeps_its_lines(alone, tiny_model):
 def test_a_batch_that_only_draws_has_no_text(alone, tiny_model):
     grids, text = sampled(alone, tiny_model, 2, [PictureFinished(i, grid(i)) for i in range(2)])
     assert text == "" and [int(g.codes[0, 0]) for g in grids] == [0, 1]
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "task", "cfg", "temperature", "text_top_k"),
+    [
+        ("nano-mgpt2", "text_to_image", 2.0, 0.5, 10),
+        ("nano-mgpt1", "text_to_image", 2.0, 0.1, 10),
+        ("nano-mgpt1", "depth", 1.0, 0.0, 5),
+        ("nano-pure", "restore", 1.0, 0.0, 1),
+    ],
+)
+def test_a_sampler_left_as_it_comes_draws_as_the_checkpoint_recommends(
+    alone, checkpoint, task, cfg, temperature, text_top_k
+):
+    asked = []
+    hosted = types.SimpleNamespace(
+        model=lumina_core.load(checkpoint), draw=lambda prompt, sampling: asked.append(sampling) or ()
+    )
+    fresh = {name: alone("sockets").OWN for name in ("cfg", "temperature", "image_top_k", "text_top_k")}
+    for changes in ({}, {"cfg": 1.5}):
+        alone("sample").Sampler.execute(hosted, prompt_of(task), seed=3, **fresh | changes)
+    drawn, changed = asked
+    assert (drawn.cfg, drawn.temperature, drawn.text_top_k, drawn.seed) == (cfg, temperature, text_top_k, 3)
+    assert changed == dataclasses.replace(drawn, cfg=1.5)
+
+
+@pytest.mark.parametrize("window", ["5", "none", 8])
+def test_an_odd_window_over_a_link_is_refused_by_name(alone, tiny_model, window):
+    hosted = types.SimpleNamespace(model=tiny_model)
+    with pytest.raises(InputError, match=f"^window is '{window}'; it may be auto, 4, 8, 16, 32, 64"):
+        alone("sample").Sampler.execute(hosted, prompt_of("text_to_image"), seed=0, window=window)
+
+
+# What ComfyUI does not check
+
+
+def test_an_odd_download_over_a_link_is_refused_by_name(alone):
+    with pytest.raises(InputError, match="^download is 'Lumina-mGPT-3'; it may be off, Lumina-mGPT-7B-512"):
+        alone("folders").fetch("Lumina-mGPT-3")
+
+
+@pytest.mark.parametrize(
+    ("file", "node"), [("load", "LoadModel"), ("lora", "LoadLora"), ("picture", "TextToImage")]
+)
+def test_a_choice_that_lacks_is_left_to_comfyui_to_tell(alone, file, node):
+    assert getattr(alone(file), node).validate_inputs() is True
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_segment_that_is_not_there_is_refused(alone, index):
+    picture = torch.zeros(1, 16, 16, 3)
+    picture[:, :, 8:] = 1
+    with pytest.raises(InputError, match=f"^index is {index}; there are 2 segments"):
+        alone("dense").SegmentsToMasks.execute(picture, index, tolerance=64.0, min_area=0.0, drop_black=False)
 
 
 # Encode

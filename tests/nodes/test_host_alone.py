@@ -69,3 +69,21 @@ def test_float_files_are_held_in_each_kind_asked_for(host, tiny_folder, caplog):
         held = [host.hosted("tiny", tiny_folder, p, ("state",), []) for p in ("auto", "int8")]
     assert held[0] is not held[1]
     assert [" as float32 in " in line or " as int8 in " in line for line in caplog.messages] == [True, True]
+
+
+def test_an_odd_precision_over_a_link_is_refused_by_name(host, tiny_folder):
+    with pytest.raises(lumina_core.InputError, match="^precision is 'int3'; it may be auto, bf16"):
+        host.hosted("tiny", tiny_folder, "int3", ("state",), [])
+
+
+def test_a_text_goes_to_the_page_that_asked_and_holds_no_html(host):
+    server = host.PromptServer.instance
+    host.get_executing_context.return_value = types.SimpleNamespace(node_id="7.0.2")
+    server.client_id = "page"
+    host.show_on_node("<img src=x onerror=alert(1)> 1 < 2 & 3")
+    server.send_progress_text.assert_called_once_with(
+        "&lt;img src=x onerror=alert(1)&gt; 1 &lt; 2 &amp; 3", "7", "page"
+    )
+    server.client_id = None  # asked for by a program
+    host.show_on_node("nobody sees this")
+    server.send_progress_text.assert_called_once()

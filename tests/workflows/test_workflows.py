@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -183,15 +182,13 @@ def note(name: str) -> tuple[str, list[dict]]:
     return text, nodes
 
 
-def test_the_chats_told_for_real_pictures_are_as_published():
-    text, nodes = note("chat")
-    told = re.findall(r"(\w+) (\d+)", text.partition("In both *Chats* set ")[2])
-    set_by_hand = {name: float(value) for name, value in told}
-    assert set_by_hand.keys() == {"temperature", "max_tokens"}
-    for node in (node for node in nodes if node["type"] == "LuminaMGPTChat"):
-        settings = values(node) | set_by_hand
-        for name in ("temperature", "text_top_k", "image_top_k", "cfg", "max_tokens"):
-            assert settings[name] == getattr(CHAT, name), name
+def test_settings_follow_the_checkpoint_so_that_another_one_draws_well_too(workflow):
+    for node in workflow["nodes"]:
+        if node["type"] in FROZEN:
+            chosen = values(node)
+            chosen.pop("temperature", None)  # raised where noise is to be seen, or candidates are to differ
+            assert {chosen.get(name, -1) for name in ("cfg", "image_top_k", "text_top_k")} == {-1}
+            assert chosen.get("max_tokens", CHAT.max_tokens) == CHAT.max_tokens
 
 
 def test_the_note_of_image_pair_names_every_released_checkpoint_that_draws_pairs():
