@@ -152,7 +152,7 @@ def _prompt(model: Model, line: Line, size: tuple[int, int] | None) -> Prompt:
         raise InputError(f"'task' is '{line.task}'; {can}.")
     prompt = model.prompt(line.prompt, task=line.task, size=size)
     # a line wants a picture, whoever chooses its size
-    check_prompt(model.config, dataclasses.replace(prompt, expects="image"))
+    check_prompt(model.config, model.vocabulary, dataclasses.replace(prompt, expects="image"))
     return prompt
 
 

@@ -60,6 +60,12 @@ class Vocabulary:
         object.__setattr__(self, "_sizes", {i: n for n, i in self.grid.items()})
         object.__setattr__(self, "_codes", {i: c for c, i in enumerate(self.code_ids.tolist())})
 
+    @property
+    def numbering(self) -> tuple[int, ...]:
+        """Ids by which checkpoints of one family that number their tokens differently can be told apart."""
+        ends = (self.code_ids[0], self.code_ids[-1])
+        return self.bos, self.separator, self.image_start, self.row_end, *map(int, ends), len(self.code_ids)
+
     def size_of(self, token: int) -> int | None:
         """Grid units that a size token stands for, or None when it is no size token."""
         return self._sizes.get(token)

@@ -279,4 +279,5 @@ class Family(ABC):
             question,
             self.entropy_top_k,
             self.guidance_decay,
+            numbering=model.vocabulary.numbering,
         )

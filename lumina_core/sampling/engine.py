@@ -44,7 +44,7 @@ def generate(
     Where memory runs out, the same is drawn once more in a smaller way, which is logged; `Progress` then begins anew.
     An `OutOfMemoryError` says that this was too much as well, a `PrecisionError` that the scores are no numbers.
     """
-    check_prompt(transformer.config, prompt)
+    check_prompt(transformer.config, vocabulary, prompt)
     if prompt.expects == "image" and prompt.units is not None:
         check(transformer, vocabulary, prompt, sampling, free)
         return _known_size(transformer, vocabulary, prompt, sampling)

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 TEXT = 1024  # tokens of a text that room is reckoned for: few are longer, and the room of an answer grows with it
 
 
-def check_prompt(config: TransformerConfig, prompt: Prompt) -> None:
+def check_prompt(config: TransformerConfig, vocabulary: Vocabulary, prompt: Prompt) -> None:
     """Raises an `InputError` where a checkpoint cannot read a prompt, or draws nothing at all."""
+    if prompt.numbering and prompt.numbering != vocabulary.numbering:
+        raise InputError(
+            "The prompt was made with another checkpoint, which numbers its tokens differently. Make the prompt with "
+            "the checkpoint that draws it: one model for both."
+        )
     if max(prompt.tokens) >= config.vocab_size:
         raise InputError(
             f"The prompt holds token {max(prompt.tokens)}, but this checkpoint knows {config.vocab_size} tokens. Make "

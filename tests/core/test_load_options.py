@@ -10,7 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_core import Sampling, default_dtype, families, listing, load, sampling_nbytes
+from lumina_core import (
+    InputError,
+    Sampling,
+    default_dtype,
+    families,
+    generate,
+    listing,
+    load,
+    sampling_nbytes,
+)
 from lumina_core.convert import convert
 from lumina_core.training import world
 
@@ -101,3 +110,13 @@ def test_drawing_is_reckoned_with_its_cache_and_grows_with_what_is_asked(tiny_mo
     assert needed(decode="ar") < needed(decode="jacobi", window=64)
     assert needed(size=None) > needed()
     assert needed(decode="ar") > tiny_model.transformer.cache_nbytes(2, 8 * 9, torch.float32)
+
+
+def test_a_prompt_of_a_sibling_that_numbers_its_tokens_differently_is_refused():
+    """Both are of one family; drawn nevertheless, a red circle came out as a red square."""
+    one, other = load("nano-mgpt2"), load("nano-mgpt2-omni")
+    prompt = one.prompt("a red circle in the center, white background", size=(64, 64))
+    with pytest.raises(
+        InputError, match="made with another checkpoint.* Make the prompt with the checkpoint"
+    ):
+        generate(other.transformer, other.vocabulary, prompt, Sampling())
