@@ -19,9 +19,10 @@ from .errors import LuminaError
 VQ_NBYTES = 1_100_000_000  # of the largest image tokenizer, about
 PAUSE = 0.2  # seconds between two looks
 # The package is found by its place, because some interpreters look for modules neither in the folder they run in nor in
-# one that the environment names.
+# one that the environment names. Its input ends when the parent does, however that ends: two must not write one file.
 CHILD = """
-import importlib.util, sys
+import importlib.util, os, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 _, package, name, folder = sys.argv
 spec = importlib.util.spec_from_file_location("lumina_core", package + "/__init__.py")
 sys.modules["lumina_core"] = module = importlib.util.module_from_spec(spec)
@@ -52,7 +53,7 @@ class Download:
                 env=os.environ | settings,
                 stdout=out,
                 stderr=err,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
             )
         return self
 
@@ -60,6 +61,7 @@ class Download:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self.process.stdin.close()
         self.room.cleanup()
 
     def watch(self) -> Iterator[tuple[float, str]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +64,35 @@ def test_leaving_stops_it_at_once_and_keeps_what_came(library, tmp_path):
         start = time.monotonic()
     assert time.monotonic() - start < 1
     assert job.process.returncode and part.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_it_ends_with_the_process_that_asked_for_it(library, tmp_path):
+    """A killed ComfyUI leaves no download behind that would write into the file of the next."""
+    library("slow")
+    parent = (
+        "import sys, time\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from lumina_core.fetching import Download\n"
+        "with Download('Lumina-mGPT-2.0', sys.argv[2]) as job:\n"
+        "    print(job.process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    root = Path(__file__).parent.parent.parent
+    asked = [sys.executable, "-c", parent, str(root), str(tmp_path / "models")]
+    with subprocess.Popen(asked, stdout=subprocess.PIPE) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+    deadline = time.monotonic() + 30
+    while running(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running(child)
+
+
+def running(pid: int) -> bool:
+    """Whether a process of this number does anything any more."""
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] not in "ZX"
 
 
 def test_its_faults_are_one_line(library, tmp_path):
