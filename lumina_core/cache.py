@@ -30,7 +30,11 @@ class KVCache:
     def write(self, layer: int, places: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Stores k and v (R, T, kv_heads, head_dim) at `places` (R * T,)."""
         for table, new in ((self.keys[layer], k), (self.values[layer], v)):
-            table.flatten(0, 1).index_copy_(0, places, new.flatten(0, 1))
+            flat, new = table.flatten(0, 1), new.flatten(0, 1)
+            if flat.device.type == "mps":  # there index_copy_ came with torch 2.8, and is very slow
+                flat[places] = new
+            else:
+                flat.index_copy_(0, places, new)
 
     def read(self, layer: int, rows: slice, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `length` keys and values of a range of rows, (R, length, kv_heads, head_dim), without a copy."""

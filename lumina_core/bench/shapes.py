@@ -107,7 +107,9 @@ def build(name: str, shape: Shape, device: torch.device, precision: str) -> Mode
 
 def _refuse_if_short(name: str, shape: Shape, device: torch.device, precision: str, vq_numbers: int) -> None:
     need = memory.estimate(shape.config, shape.vq, vq_numbers, precision, shape.size)
-    cache = need.cache + (need.cache // 2 if shape.given else 0)
+    cache = need.cache
+    if shape.given:  # in front of the picture; the unconditional row has as many places as the other
+        cache += memory.estimate(shape.config, shape.vq, vq_numbers, precision, shape.given).cache
     total = need.weights + need.vq_weights + max(cache, need.decode)  # the cache is gone before the decoding
     free = free_bytes(device)
     if free is not None and total > free:

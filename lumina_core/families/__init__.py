@@ -352,9 +352,10 @@ def load(
     `folders` are model folders to look for the name in, `vq_folders` further folders to look for the image tokenizer
     in, `vq_path` says which it is. `quantise` ('int8', 'fp8', or 'nf4' with bitsandbytes) keeps the layers' weights
     small; layers stored small stay as they are. `decode_dtype` is that of the half of the image tokenizer that makes
-    pictures of codes; the other half stays in float32, so that no code is chosen by rounding. Modules are built without
-    memory and filled tensor by tensor, so the peak is the weights plus one tensor. `report(done, total)` counts bytes
-    read, after each tensor; what it raises ends the loading. An `OutOfMemoryError` says that the weights do not fit.
+    pictures of codes; the other half stays in float32, TF32 off while it encodes, so that no code is chosen by
+    rounding. Modules are built without memory and filled tensor by tensor, so the peak is the weights plus one tensor.
+    `report(done, total)` counts bytes read, after each tensor; what it raises ends the loading. An `OutOfMemoryError`
+    says that the weights do not fit.
     """
     if quantise not in (None, *quant.KINDS):
         raise InputError(f"quantise is {quantise!r}; it can be {', '.join(quant.KINDS)} or None.")

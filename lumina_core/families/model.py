@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -176,9 +178,8 @@ class Model:
                 picture = picture.crop((left, top, left + size[0], top + size[1]))
         pixels = to_network(stretch(picture, size) if fit == "stretch" else crop(picture, size, rng=rng))
         weight = self.vq.quant_conv.weight
-        with told(
-            f"encoding a {size[0]}x{size[1]} picture", "Give a smaller picture, or close other programs."
-        ):
+        what = f"encoding a {size[0]}x{size[1]} picture"
+        with told(what, "Give a smaller picture, or close other programs."), without_tf32():
             codes = self.vq.encode(pixels.to(vq_device(self.vq), weight.dtype))
         return TokenGrid(codes[0].cpu(), self.family.id)
 
@@ -188,6 +189,29 @@ class Model:
         check_codes(codes, self.vq.config.n_embed, f"'{self.name}'")
         pixels = decode(self.vq, codes[None].to(vq_device(self.vq)))
         return self.vq.to_uint8(pixels)[0].cpu().numpy()
+
+
+_encoding = threading.Lock()
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions in float32 on CUDA without cutting their factors to 10 bits, which is PyTorch's default.
+
+    The setting is that of the whole process, so one thread at a time may be in here.
+    """
+    cudnn = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):  # torch 2.9 and later; the other name may not be read once this one was set
+        place, name, off = cudnn.conv, "fp32_precision", "ieee"
+    else:
+        place, name, off = cudnn, "allow_tf32", False
+    with _encoding:
+        before = getattr(place, name)
+        setattr(place, name, off)
+        try:
+            yield
+        finally:
+            setattr(place, name, before)
 
 
 def vq_device(vq: nn.Module) -> torch.device:

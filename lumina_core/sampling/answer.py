@@ -193,8 +193,11 @@ class Answer:
             self.contexts.guide()
 
     def _go_on(self) -> None:
-        """Makes room for the next run of text, or raises `InputError` when there is none."""
-        capacity = self._end() + DRAFTS + 1
+        """Makes room for the next run of text, or raises `InputError` when there is none.
+
+        Of a picture that begins with the run's last token start and height are fed before its size is known.
+        """
+        capacity = self._end() + DRAFTS + 2
         if capacity > self.contexts.cache.capacity:
             what = f"Text behind token {len(self.tokens):,} of an answer"
             less = f"Set max_tokens to {len(self.tokens)} or less, or free memory."

@@ -1,8 +1,9 @@
 """CUDA graphs of whole passes: a pass of thousands of small launches becomes one.
 
-One graph for each shape of pass (rows, tokens, bucket of keys), recorded when that shape has been run a few times, all
-in one memory pool, all over one cache. They die with the cache, and when a weight has moved or changed its type; where
-recording fails, passes are run as before. Source: the CUDA Graphs section of PyTorch's "CUDA semantics".
+One graph for each shape of pass (rows, tokens) and bucket of keys, recorded when that shape has been run a few times
+and is no rare one, all in one memory pool, all over one cache. They die when their bucket is left, with the cache, and
+when a weight has moved or changed its type; where recording fails, passes are run as before. Source: the CUDA Graphs
+section of PyTorch's "CUDA semantics".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 BUCKET = 512  # keys that a graph's reach is rounded up to
 WARM = 3  # passes of a shape before it is recorded
+RARE = 25  # a shape of fewer passes than one in so many gets no graph: less than 20 of plain decoding's 512 a bucket
 MOST = 64  # graphs at a time
 
 
@@ -43,9 +45,30 @@ class Recorder:
         current.wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads of the process, a host's for one, may call CUDA meanwhile
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            result = work()
+        where = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
+        try:
+            # the outer one, because a capture that cannot begin or end leaves the thread on its own stream
+            with torch.cuda.stream(current), torch.cuda.graph(graph, **where):
+                result = work()
+        except BaseException:
+            self._close()
+            raise
         return graph.replay, result
+
+    def _close(self) -> None:
+        """Ends what a capture that could not end leaves open: memory goes on to be had from its pool, which it holds.
+
+        Does nothing where it did end.
+        """
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        release = getattr(torch._C, "_cuda_releasePool", None)
+        if end is None or release is None:
+            return
+        try:
+            end(self.stream.device_index, self.pool)
+        except RuntimeError:  # it had ended, or never begun
+            return
+        release(self.stream.device_index, self.pool)
 
 
 _threads = threading.local()
@@ -74,8 +97,11 @@ class Graphs:
 
     def __init__(self, transformer: Transformer, cache: KVCache, recorder: Recorder):
         self.transformer, self.cache, self.recorder = transformer, cache, recorder
+        # by shape and bucket
         self.made: dict[tuple, tuple[Callable[[], None], list[torch.Tensor]]] = {}
-        self.seen: Counter[tuple] = Counter()
+        self.seen: Counter[tuple] = Counter()  # passes of each shape
+        self.recent: Counter[tuple] = Counter()  # the same, halved with each new bucket
+        self.bucket = 0
         self.weights = fingerprint(transformer)
         self.parts = transformer.parts(cache.steps.device)
         self.works = True
@@ -94,14 +120,14 @@ class Graphs:
 
     def run(self, tokens: torch.Tensor, start: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
         """States (R, T, hidden) of a pass as `Transformer.forward` gives them."""
-        bucket = bucket_of(length, self.cache)
-        key = (*tokens.shape, rows.start, rows.stop, bucket)
-        self.seen[key] += 1
         if fingerprint(self.transformer) != self.weights:
             self.drop()
             self.weights = fingerprint(self.transformer)
             self.parts = self.transformer.parts(self.cache.steps.device)
-        if key not in self.made and not self._record(key, tokens, start, rows, bucket):
+        shape = (*tokens.shape, rows.start, rows.stop)
+        bucket = self._count(shape, length)
+        key = (*shape, bucket)
+        if key not in self.made and not (self._pays(shape) and self._record(key, tokens, start, rows)):
             return self.transformer(tokens, start, self.cache, rows, bucket, self.parts)
         replay, (held_tokens, held_start, result, *_) = self.made[key]
         held_tokens.copy_(tokens)
@@ -109,11 +135,24 @@ class Graphs:
         replay()
         return result.clone()
 
-    def _record(
-        self, key: tuple, tokens: torch.Tensor, start: torch.Tensor, rows: slice, bucket: int
-    ) -> bool:
-        if not self.works or self.seen[key] <= WARM or len(self.made) >= MOST:
-            return False
+    def _count(self, shape: tuple, length: int) -> int:
+        """Notes a pass; gives its bucket, which never goes back: a narrow pass may reach less far than a wide one."""
+        bucket = bucket_of(length, self.cache)
+        if bucket > self.bucket:
+            self.bucket = bucket
+            self.recent = Counter({other: passes / 2 for other, passes in self.recent.items()})
+        self.seen[shape] += 1
+        self.recent[shape] += 1
+        return self.bucket
+
+    def _pays(self, shape: tuple) -> bool:
+        """Whether a shape is worth a graph: it is warm, and not rare, as passes that take a row end along are."""
+        often = self.recent[shape] * RARE >= self.recent.total()
+        return self.works and self.seen[shape] > WARM and often and len(self.made) < MOST
+
+    def _record(self, key: tuple, tokens: torch.Tensor, start: torch.Tensor, rows: slice) -> bool:
+        """Whether it could be recorded; graphs of smaller buckets are gone then."""
+        bucket = key[-1]
         held_tokens, held_start = tokens.clone(), start.clone()
         try:
             replay, result = self.recorder.record(
@@ -127,6 +166,7 @@ class Graphs:
             log.warning("Lumina-mGPT: no CUDA graphs here (%s); going on without", str(e).split("\n")[0])
             return False
         tables = list(self.transformer.rotary.tables.values())  # replays read them: they must stay
+        self.made = {other: graph for other, graph in self.made.items() if other[-1] == bucket}
         self.made[key] = (replay, [held_tokens, held_start, result, *tables])
         return True
 
@@ -134,6 +174,8 @@ class Graphs:
         """Forgets all graphs."""
         self.made.clear()
         self.seen.clear()
+        self.recent.clear()
+        self.bucket = 0
 
 
 def fingerprint(transformer: Transformer) -> tuple:

@@ -153,7 +153,10 @@ class AttnBlock(nn.Module):
     def forward(self, x: torch.Tensor, zq: torch.Tensor | None = None) -> torch.Tensor:
         b, c, h, w = x.shape
         f = normed(self.norm, x, zq)
-        q, k, v = (conv(f).reshape(b, 1, c, h * w).transpose(2, 3) for conv in (self.q, self.k, self.v))
+        # contiguous: fused kernels take nothing else, and without them a table of (h*w, h*w) is built
+        q, k, v = (
+            conv(f).reshape(b, 1, c, h * w).transpose(2, 3).contiguous() for conv in (self.q, self.k, self.v)
+        )
         out = F.scaled_dot_product_attention(q, k, v)  # (b, 1, h*w, c), scaled by c^-1/2
         return x + self.proj_out(out.transpose(2, 3).reshape(b, c, h, w))
 

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from lumina_core import Sampling
-from lumina_core.bench import floor, measure, report
+from lumina_core import InputError, Sampling, memory
+from lumina_core.bench import floor, measure, report, shapes
+from lumina_core.cache import KVCache
 
 PLAIN = Sampling(seed=3, cfg=3.0, image_top_k=20, decode="ar")
 TEXT = "a red circle"
@@ -46,6 +47,26 @@ def test_a_pass_reads_the_weights_the_heads_codes_and_the_keys_of_both_rows(tiny
 )
 def test_a_card_has_the_bandwidth_of_its_own_data_sheet(name, speed):
     assert floor.published(name) == speed
+
+
+@pytest.mark.parametrize("size", [(512, 512), (256, 256)])
+def test_random_weights_are_refused_where_both_rows_of_a_given_picture_do_not_fit(monkeypatch, size):
+    shape = dataclasses.replace(shapes.SHAPES["pure"], size=size)
+    positions = sum(shapes.PROMPT + memory.tokens(shape.vq, s) for s in (shape.given, size))
+    c = shape.config
+    cache = KVCache.nbytes(
+        c.num_hidden_layers, 2, positions, c.num_key_value_heads, c.head_dim, torch.bfloat16
+    )
+    numbers = memory.PUBLISHED_VQ_PARAMETERS["pure"]
+    held = memory.weights_nbytes(c, "bf16") + 4 * numbers + cache
+    for free, fits in ((held - 1, False), (held + 1e9, True)):
+        monkeypatch.setattr(shapes, "free_bytes", lambda device, free=free: free)
+        asked = ("pure", shape, torch.device("cpu"), "bf16", numbers)
+        if fits:
+            shapes._refuse_if_short(*asked)
+        else:
+            with pytest.raises(InputError, match="--random pure in bf16 takes"):
+                shapes._refuse_if_short(*asked)
 
 
 def test_the_share_of_the_floor_is_bytes_over_time_and_bandwidth():

@@ -137,6 +137,43 @@ def test_a_scaled_layer_uses_the_hosts_own_casting():
     assert layer(torch.ones(1, 2)).tolist() == [[2.0, 3.0]]
 
 
+class CastingLinear(torch.nn.Linear):
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+@pytest.mark.parametrize("base", [torch.nn.Linear, CastingLinear])
+@pytest.mark.parametrize("kind", list(quant.FORMATS))
+def test_a_scaled_layer_holds_in_fp16_what_fp16_can_hold(kind, base):
+    """Outputs of 0.001 to 10,000, though the unscaled product leaves the range of fp16 at 20 (fp8) and 60 (int8)."""
+    rng = torch.Generator().manual_seed(0)
+    small, scale = quant.quantise(torch.randn(64, 4096, generator=rng) * 0.02, kind)
+    layer = quant.scaled_linear(base)(64, 4096, kind)
+    layer.load_state_dict({"weight": small, "weight_scale": scale}, assign=True)
+    weight = quant.restore(small, scale, torch.float64)
+    for size in (1e-3, 1.0, 20.0, 60.0, 3000.0):  # the root of the mean square of the output
+        x = torch.randn(3, 4096, generator=rng).mul(size / (0.02 * 64)).half()
+        x[1] *= torch.logspace(0, -3, 4096)  # some numbers far larger than others
+        x[2] = 0
+        got, expected = layer(x), x.double() @ weight.T
+        assert got.dtype == torch.float16
+        error = (got.double() - expected)[:2].norm(dim=1) / expected[:2].norm(dim=1)
+        assert float(error.max()) < 1e-3
+        assert not got[2].any()
+
+
+@pytest.mark.parametrize("kind", list(quant.FORMATS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scaled_layer_in_other_formats_is_the_product_and_then_the_scale(kind, dtype):
+    rng = torch.Generator().manual_seed(0)
+    small, scale = quant.quantise(torch.randn(16, 32, generator=rng), kind)
+    layer = quant.scaled_linear(torch.nn.Linear)(16, 32, kind)
+    layer.load_state_dict({"weight": small, "weight_scale": scale}, assign=True)
+    x = torch.randn(3, 32, generator=rng).to(dtype)
+    expected = (torch.nn.functional.linear(x, small.to(dtype)) * scale).to(dtype)
+    assert torch.equal(layer(x), expected)
+
+
 def test_progress_reaches_the_end_and_nothing_else_is_left(originals, tmp_path):
     seen = []
     convert(originals["pure"], tmp_path / "x.safetensors", report=lambda *a: seen.append(a))

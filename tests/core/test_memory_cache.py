@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from lumina_core import InputError, PictureFinished, RowFinished, Sampling, TextPiece, generate
+from lumina_core.cache import KVCache
 from lumina_core.sampling import engine, room
+from lumina_core.sampling.answer import ROOM
 from lumina_core.sampling.contexts import Contexts
 from lumina_core.sampling.events import LARGEST_WINDOW, WINDOWS
-from tests.core.test_sampling_rules import PROMPT, Scripted, V
+from lumina_core.sampling.text import DRAFTS
+from tests.core.test_sampling_rules import PROMPT, SIZE, Scripted, V
 
 SAMPLING = Sampling(seed=1, cfg=3.0, image_top_k=0)
 
@@ -139,6 +142,28 @@ def test_a_cache_grows_and_keeps_what_it_holds(tiny_model):
         assert contexts.cache.capacity == 24
 
 
+def test_on_mps_the_cache_is_written_without_index_copy():
+    class Mps(torch.Tensor):
+        """A tensor that says it stands there."""
+
+        device = torch.device("mps")
+
+        def index_copy_(self, *args):
+            raise NotImplementedError("aten::index_copy.out on MPS")
+
+    places, new = torch.tensor([1, 2, 5, 6]), torch.randn(2, 2, 1, 3)
+    written = []
+    for kind in (torch.Tensor, Mps):
+        cache = KVCache(1, 2, 4, 1, 3, device="cpu", dtype=torch.float32)
+        for tables in (cache.keys, cache.values):
+            tables[0] = tables[0].as_subclass(kind)
+        cache.write(0, places, new, new + 1)
+        written.append([t[0].as_subclass(torch.Tensor) for t in (cache.keys, cache.values)])
+    for plain, mps in zip(*written, strict=True):
+        assert plain.any()
+        assert torch.equal(plain, mps)
+
+
 TEXT = replace(PROMPT, expects="text")
 
 
@@ -189,6 +214,26 @@ def test_text_that_outgrows_the_memory_is_told_and_its_cache_is_gone(cfg):
     assert not model.cache.keys
     plenty = generate(model, V, TEXT, replace(SAMPLING, temperature=0.0, text_top_k=0), free=1 << 20)
     assert sum(len(e.tokens) for e in plenty if isinstance(e, TextPiece)) >= 900 > 0 < len(seen)
+
+
+class Bounded(Growing):
+    """Refuses to be fed beyond its cache, as real tables do."""
+
+    def __call__(self, tokens, start=0, cache=None, *args, **options):
+        end = int(torch.as_tensor(start).max()) + tokens.shape[1]
+        assert end <= cache.capacity
+        return super().__call__(tokens, start, cache, *args, **options)
+
+
+@pytest.mark.parametrize("words", range(ROOM - 12, ROOM - 6))
+def test_a_picture_may_begin_where_a_run_of_drafts_and_the_cache_end(words):
+    """All drafts hold, so a run brings eight tokens; the last one begins a picture, whose sizes are drawn."""
+    known = [*range(50, 50 + DRAFTS), SIZE - 2]
+    prompt = replace(TEXT, tokens=(0, 49, *known, 1))
+    script = [49] * words + [*known, *V.encode(torch.arange(4).view(2, 2)), V.separator]
+    greedy = replace(SAMPLING, temperature=0.0, text_top_k=0, cfg=1.0)
+    events = list(generate(Bounded(script, prompt, positions=1000), V, prompt, greedy))
+    assert sum(isinstance(e, PictureFinished) for e in events) == 1
 
 
 def test_the_cache_of_an_answer_is_gone_when_it_is_closed():

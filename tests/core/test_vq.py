@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
 
+from lumina_core.families.model import without_tf32
 from lumina_core.vq import chameleon, llamagen, movq
+from lumina_core.vq.blocks import AttnBlock, NormFactory
 from tests.core import checkpoints as ck
 
 MODULES = {"mgpt1": chameleon, "mgpt2": movq, "pure": llamagen}
@@ -93,3 +100,77 @@ def test_bytes_are_truncated_but_rounded_in_2_0(family, expected):
         255,
         255,
     ]
+
+
+def test_attention_is_asked_for_in_a_layout_that_fused_kernels_take(monkeypatch):
+    """The states of one place lie side by side, else tables of all pairs of places are built."""
+    strides, attention = [], F.scaled_dot_product_attention
+
+    def seen(q, k, v):
+        strides.extend(x.stride() for x in (q, k, v))
+        return attention(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", seen)
+    block = AttnBlock(32, nn, NormFactory(nn))
+    x = torch.randn(2, 32, 3, 5)
+    with torch.inference_mode():
+        out = block(x)
+        assert {s[-1] for s in strides} == {1}
+        f = block.norm(x)
+        q, k, v = (conv(f).flatten(2) for conv in (block.q, block.k, block.v))
+        weights = (q.transpose(1, 2) @ k * 32**-0.5).softmax(2)  # (b, places, places)
+        expected = x + block.proj_out((v @ weights.transpose(1, 2)).view_as(x))
+    torch.testing.assert_close(out, expected)
+
+
+def tf32() -> object:
+    """PyTorch's setting of convolutions, whichever of the two names it has."""
+    cudnn = torch.backends.cudnn
+    return cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
+
+
+SETTINGS = {
+    "this torch": None,
+    "older": SimpleNamespace(allow_tf32=True),
+    "newer": SimpleNamespace(conv=SimpleNamespace(fp32_precision="tf32")),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_pictures_are_encoded_without_tf32_and_the_setting_comes_back(tiny_model, monkeypatch, name):
+    if SETTINGS[name]:
+        monkeypatch.setattr(torch.backends, "cudnn", SETTINGS[name])
+    before, inside, encode = tf32(), [], tiny_model.vq.encode
+
+    def seen(pixels):
+        inside.append(tf32())
+        if len(inside) == 2:
+            raise ValueError("broken off")
+        return encode(pixels) if name == "this torch" else torch.zeros(1, 4, 4, dtype=torch.int64)
+
+    monkeypatch.setattr(tiny_model.vq, "encode", seen)
+    picture = Image.new("RGB", (32, 32))
+    tiny_model.encode(picture)
+    assert tf32() == before
+    with pytest.raises(ValueError, match="broken off"):
+        tiny_model.encode(picture)
+    assert tf32() == before in (True, "tf32")
+    assert set(inside) <= {False, "ieee"}
+
+
+def test_two_threads_that_encode_leave_the_setting_as_it_was():
+    before, inside = tf32(), []
+
+    def one() -> None:
+        for _ in range(200):
+            with without_tf32():
+                inside.append(tf32())
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tf32() == before
+    assert len(inside) == 400
+    assert set(inside) <= {False, "ieee"}

