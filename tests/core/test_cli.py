@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from lumina_core.cli import main
+from lumina_core.prompts import Template
+from lumina_core.training.measures import nearest_names
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -201,3 +203,15 @@ def test_a_file_of_prompts_is_drawn_once_and_resumed(tiny_folder, tmp_path, caps
 def test_generate_without_words_says_what_to_give(capsys):
     assert run("generate") == 2
     refused_with(capsys, "give a PROMPT, or --prompts")
+
+
+def test_the_examples_of_the_readme_and_of_an_empty_prompt_are_drawn_as_they_say(tmp_path):
+    line = re.search(r'`(\{"prompt": .*?\})`', (ROOT / "README.md").read_text("utf-8"))[1]
+    advised = re.search("'(.+)'", Template("any", "").asks)[1]
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    file.write_text(f"{line}\n{json.dumps({'prompt': advised})}\n", "utf-8")
+    assert run("generate", "--prompts", file, "--out", out) == 0
+    for picture in sorted(out.iterdir()):
+        seen = nearest_names(np.asarray(Image.open(picture)))
+        middle, corner = seen[len(seen) // 2, len(seen[0]) // 2], seen[2, -3]
+        assert (middle, corner) == ("red", "white"), picture.name
