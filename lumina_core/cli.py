@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import MODES, LuminaError, Sampling, __version__, commands, talk, task
+from . import MODES, InputError, LuminaError, Sampling, __version__, commands, talk, task
 from .shortage import told
 
 TASKS = (
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; 0 when all is well, 2 with one line on stderr for a user's mistake, 130 after Ctrl-C.
 
     `inspect` gives 2 for a checkpoint that cannot be used; `conformance` 1 when a case failed, `generate --prompts`
-    when a picture did.
+    when a picture did, any verb when whoever read its output has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a pipe may lack letters of a name, or of an answer
@@ -35,9 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LuminaError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has gone; what Python still holds for it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        print(f"error: {InputError(system_error(e))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def system_error(e: OSError) -> str:
+    """What the system said of a file, in a line."""
+    if e.filename is None:
+        return f"The system refused: {e}."
+    return f"'{e.filename}' cannot be used ({e.strerror}); give another path, or look at its rights."
 
 
 def say(text: str, end: str = "\n") -> None:

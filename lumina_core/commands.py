@@ -168,6 +168,8 @@ def run_bench(args: argparse.Namespace, say: Say) -> None:
 def run_train(args: argparse.Namespace, say: Say) -> None:
     from .training.build import train
 
+    if args.threads < 0:
+        raise InputError(f"--threads is {args.threads}; it may be 0 (all) or more.")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)

@@ -13,7 +13,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from .errors import InputError, LuminaError
-from .files import cannot_write
+from .files import cannot_write, user_path
 
 WANTED = (
     "config.json",
@@ -143,7 +143,7 @@ def download(
     a full disk or a folder that cannot be written, `LuminaError` when a file cannot be had.
     """
     release = find(name)
-    target = Path(folder).expanduser() / release.name
+    target = user_path(folder) / release.name
     if release.licence:
         report(release.licence)
     hub = hub or _library()

@@ -24,7 +24,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "weights": {"documents", "pickles"},
     "nf4": set(),
     "quant": {"weights", "nf4"},
-    "lora": {"weights", "documents", "quant", "nf4"},
+    "lora": {"weights", "documents", "files", "quant", "nf4"},
     "checkpoint": {"weights", "documents", "text", "transformer"},
     "color": set(),
     "hub": {"files"},
@@ -42,7 +42,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "sampling": {"sampling", "cache", "unirep", "shortage"},
     "families": {
         *("families", "transformer", "vq", "unirep", "prompts", "text", "image"),
-        *("weights", "checkpoint", "quant", "hub", "shortage"),
+        *("weights", "checkpoint", "quant", "hub", "files", "shortage"),
     },
 }
 NODES_MAY_IMPORT = {  # the files under the nodes; none of them knows a node

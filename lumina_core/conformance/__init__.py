@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..documents import read_json
 from ..errors import InputError, LuminaError
+from ..files import user_path
 from . import decoding, distribution, geometry, networks, speculative, texts
 from .case import Case, Mismatch, Skipped
 
@@ -44,7 +45,7 @@ def run(folder: str | Path, report: Callable[[str], None]) -> tuple[int, int, in
     `report` is given a line for each failed case (what was expected, what came, where), one for each skipped case
     with the reason, and the summary last. Without an index: `InputError`.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / "index.json").is_file():
         raise InputError(f"There is no index.json in {folder}; a folder of golden cases has one.")
     index = read_json(folder / "index.json")

@@ -19,6 +19,7 @@ from lumina_core.prompts import Template
 from lumina_core.training.measures import nearest_names
 
 ROOT = Path(__file__).parent.parent.parent
+RED = "a red circle"
 
 
 def run(*args: object) -> int:
@@ -107,6 +108,31 @@ def test_a_bad_option_gets_one_line_and_status_2(tiny_folder, tmp_path, monkeypa
     assert run("generate", "a red circle", *model, *options) == 2
     refused_with(capsys, words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "x" * 300])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", RED, "--model"),
+        ("generate", RED, "--model", "nano-mgpt2", "--vq"),
+        ("generate", RED, "--model", "nano-mgpt2", "--lora"),
+        ("inspect",),
+        ("conformance",),
+        ("download", "PURE"),
+        ("describe", "--image"),
+        ("train", "nano-mgpt2", "--start-from"),
+    ],
+)
+def test_a_path_that_can_be_none_gets_one_line_and_status_2(tmp_path, monkeypatch, capsys, words, path):
+    monkeypatch.chdir(tmp_path)
+    assert run(*words, path) == 2
+    refused_with(capsys, path)
+
+
+def test_too_few_threads_get_one_line_and_status_2(tmp_path, capsys):
+    assert run("train", "nano-mgpt2", "--threads", -1, "--out", tmp_path / "run") == 2
+    refused_with(capsys, "--threads is -1; it may be 0")
 
 
 def test_an_empty_prompt_gets_one_line_and_status_2(tiny_folder, tmp_path, capsys):
