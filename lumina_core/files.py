@@ -26,10 +26,8 @@ def user_path(value: str | Path) -> Path:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (
-        OSError,
-        ValueError,
-    ) as e:  # a name that is too long, or has a zero byte; a folder of somebody else
+    # a name that is too long or has a zero byte, a folder of somebody else
+    except (OSError, ValueError) as e:
         why = getattr(e, "strerror", None) or e
         raise InputError(f"'{value}' cannot be opened ({why}); give another path.") from None
     return path

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
-from . import Answered, Chat, InputError, Model, Progress, Prompt, Restoration, Sampling, generate, many
-from .commands import Say, open_model, sampling_of, writable_folder
+from . import (
+    Answered,
+    Chat,
+    InputError,
+    Model,
+    Progress,
+    Prompt,
+    Restoration,
+    RowFinished,
+    Sampling,
+    generate,
+    many,
+)
+from .commands import Bar, Say, open_model, sampling_of, writable_folder
 from .image import open_picture
 
 
@@ -27,13 +40,12 @@ def run_restore(args: argparse.Namespace, say: Say) -> None:
     model.template("restore")  # refuses a checkpoint without the task
     sampling = sampling_of(model, args, "restore")
     job = Restoration(model, picture, args.scale, seed=args.seed, tiling=args.tiling, colour=args.color_fix)
-    abreast = job.abreast(job.prompts(), sampling)
-    with tqdm(desc="restoring", unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
+    abreast = job.abreast(job.prompts(partial(Bar, "encoding", "tile")), sampling)
+    with Bar("restoring") as bar:
         for event in job.draw(abreast, abreast.at_once()):
             if isinstance(event, Progress):
-                bar.total = event.total
-                bar.update(event.done - bar.n)
-    done = job.finish()
+                bar.at(event.done, event.total)
+    done = job.finish(partial(Bar, "decoding", "tile"))
     for line in done.lines():
         say(line)
     info = {"image": args.image.name, "scale": args.scale, "model": model.name, **asdict(sampling)}
@@ -90,15 +102,24 @@ class Talk:
 
 
 def written(model: Model, prompt: Prompt, sampling: Sampling, say: Say) -> Answered:
-    """The answer to a prompt, its text said while it is written."""
-    answer, said = Answered(model), 0
-    for event in generate(model.transformer, model.vocabulary, prompt, sampling):
-        if answer.note(event):
-            text = answer.text
-            # a character may come in several tokens
-            whole = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
-            say(text[said:whole], end="")
-            said = max(said, whole)
+    """The answer to a prompt, its text said while it is written, with a progress bar while a picture is drawn."""
+    answer, said, bar = Answered(model), 0, None
+    with ExitStack() as shown:
+        for event in generate(model.transformer, model.vocabulary, prompt, sampling):
+            if isinstance(event, RowFinished) and bar is None:
+                if said and sys.stderr.isatty():
+                    sys.stderr.write("\n")  # the bar stands below the text, not on it
+                bar = shown.enter_context(Bar("drawing"))
+            elif isinstance(event, Progress) and bar is not None:
+                bar.at(event.done, event.total)
+            elif answer.note(event):
+                shown.close()  # before any more is said
+                bar = None
+                text = answer.text
+                # a character may come in several tokens
+                whole = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+                say(text[said:whole], end="")
+                said = max(said, whole)
     say(answer.text[said:])
     return answer
 

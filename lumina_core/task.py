@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from . import InputError, Model, Sampling, ask, detections, many, task_of
-from .commands import Say, draw_grids, open_model, sampling_of, writable_folder
+from .commands import Bar, Say, decoded, draw_grids, open_model, sampling_of, writable_folder
 from .files import write_whole
 from .talk import read_picture
 
@@ -52,15 +53,16 @@ def answers_to(
     fit = args.fit or ("stretch" if whole else "crop")
     size = args.size or (None if whole else model.own_size(task))
     how = {"fit": fit, "size": size, "template": args.template, "subject": args.subject}
-    requests = [ask(model, task, image, args.prompt, **how) for image in images]
+    requests = [ask(model, task, image, args.prompt, **how) for image in Bar("encoding", "picture", images)]
     answers = [
         (request, request.panel(grid))
         for n, request in enumerate(requests)
         for grid in draw_grids(model, request.prompt, sampling, f"drawing {n + 1} of {len(requests)}")
     ]
     if task != "detect":
-        return [request.place(model.decode(grid.codes), keep_size=whole) for request, grid in answers]
-    found = detections(model, answers, args.prompt.strip())
+        drawn = decoded(model, [grid for _, grid in answers])
+        return [request.place(one, keep_size=whole) for (request, _), one in zip(answers, drawn, strict=True)]
+    found = detections(model, answers, args.prompt.strip(), partial(Bar, "looking", "picture"))
     text = found.json()
     write_whole(out.with_suffix(".json"), lambda part: part.write_text(text + "\n", "utf-8"))
     say(text)
@@ -72,4 +74,4 @@ def drawn_pairs(model: Model, task: str, args: argparse.Namespace, sampling: Sam
     size = args.size or model.own_size(task)
     prompt = model.prompt(args.prompt, task=task, size=size, template=args.template or None)
     grids = draw_grids(model, prompt, sampling)
-    return [model.decode(panel.codes) for grid in grids for panel in grid.split()]
+    return decoded(model, [panel for grid in grids for panel in grid.split()])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumina_core import commands
 from lumina_core.cli import main
 from lumina_core.prompts import Template
 from lumina_core.training.measures import nearest_names
@@ -46,6 +47,47 @@ def test_a_batch_holds_the_pictures_drawn_alone(tiny_folder, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("b*")) == ["b_00.png", "b_01.png", "b_02.png"]
     second, alone = (np.asarray(Image.open(tmp_path / n)) for n in ("b_01.png", "alone.png"))
     assert np.array_equal(second, alone)
+
+
+class Terminal(io.StringIO):
+    """Takes what is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What stands there in the end, empty lines left out."""
+        rows = []
+        for written in self.getvalue().split("\n"):
+            row = ""
+            for over in written.split("\r"):
+                row = over + row[len(over) :]
+            rows.append(row.strip())
+        return [row for row in rows if row]
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> Terminal:
+    """Standard error, where progress bars are shown without delay."""
+    monkeypatch.setattr(commands, "PATIENCE", 0)
+    monkeypatch.setattr(sys, "stderr", there := Terminal())
+    return there
+
+
+def test_loading_and_drawing_have_their_bars_and_leave_nothing(tiny_folder, tmp_path, terminal):
+    out = tmp_path / "a.png"
+    assert run("generate", RED, "--model", tiny_folder, "--size", "64x64", "--out", out) == 0
+    assert all(label in terminal.getvalue() for label in ("loading", "drawing", "decoding"))
+    assert terminal.lines() == []
+
+
+def test_conformance_has_a_bar_that_its_lines_are_not_mixed_with(tmp_path, monkeypatch, terminal):
+    cases = [{"id": n, "kind": "crop_size_list", "family": "none", "files": {}} for n in range(3)]
+    (tmp_path / "index.json").write_text(json.dumps({"cases": cases}), "utf-8")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run("conformance", tmp_path) == 1
+    assert "checking" in terminal.getvalue()
+    assert [line.split()[0] for line in terminal.lines()] == ["FAILED"] * 3 + ["0"]
 
 
 def broken(tiny_folder: Path, folder: Path, name: str) -> Path:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_core.cli import main
+from lumina_core import AnswerFinished, PictureFinished, Progress, RowFinished, TextPiece, talk
+from lumina_core.cli import main, say
 from lumina_core.training import measures, world
 from tests.core import checkpoints as ck
-from tests.core.test_cli import refused_with
+from tests.core.test_cli import refused_with, terminal  # noqa: F401
 
 
 def run(*args: object) -> int:
@@ -46,6 +49,28 @@ def test_restore_writes_the_picture_and_its_plan_and_tells_the_tiles(folders, tm
     assert pixels.shape == np.asarray(Image.open(plan)).shape == (40, 60, 3)
     assert run(*common, "--out", tmp_path / "b.png", "--seed", 1) == 0
     assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "b.png")))
+
+
+def test_every_part_of_a_restoration_has_its_bar(folders, tmp_path, terminal):  # noqa: F811
+    common = ("restore", "--image", folders["image"], "--model", folders["pure"], "--scale", "2")
+    assert run(*common, "--out", tmp_path / "a.png") == 0
+    assert all(label in terminal.getvalue() for label in ("loading", "encoding", "restoring", "decoding"))
+    assert terminal.lines() == []
+
+
+def test_a_bar_stands_below_the_words_and_is_gone_before_more_come(monkeypatch, terminal):  # noqa: F811
+    def piece(text: str) -> TextPiece:
+        return TextPiece(0, tuple(map(ord, text)))
+
+    picture = [Progress(1, 9), RowFinished(None, (1, 1)), Progress(9, 9), PictureFinished(0, None)]
+    events = [piece("Here it is:"), *picture, piece("Like "), piece("it?"), AnswerFinished(0, (), "stop")]
+    monkeypatch.setattr(talk, "generate", lambda *args: iter(events))
+    monkeypatch.setattr(sys, "stdout", terminal)
+    words = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
+    model = SimpleNamespace(tokenizer=words, transformer=None, vocabulary=None)
+    talk.written(model, None, None, say)
+    assert "drawing" in terminal.getvalue()
+    assert terminal.lines() == ["Here it is:", "Like it?"]
 
 
 def test_a_question_is_answered_on_standard_output(folders, tmp_path, capsys):
