@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import MODES, InputError, LuminaError, Sampling, __version__, commands, talk, task
 from .shortage import told
@@ -58,8 +59,15 @@ def say(text: str, end: str = "\n") -> None:
     print(text, end=end, flush=True)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, and those of its verbs, that tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())} (see `{self.prog} --help`)\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m lumina_core",
         description="Lumina-mGPT without ComfyUI: draw pictures, look into checkpoints, train the bundled ones.",
     )

@@ -15,6 +15,7 @@ from . import (
     Answered,
     Chat,
     InputError,
+    LuminaError,
     Model,
     Progress,
     Prompt,
@@ -76,8 +77,12 @@ def run_chat(args: argparse.Namespace, say: Say) -> None:
     if sys.stdin.isatty():
         say(f"{model.name}: ask; an empty line ends the conversation")
     while question := ask():
-        talk.turn(question, pictures)
-        pictures = []
+        try:
+            talk.turn(question, pictures)
+        except LuminaError as e:  # the conversation goes on as if this had not been asked
+            sys.stderr.write(f"error: {e}\n")
+        else:
+            pictures = []
 
 
 class Talk:

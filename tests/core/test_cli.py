@@ -172,6 +172,23 @@ def test_a_path_that_can_be_none_gets_one_line_and_status_2(tmp_path, monkeypatc
     refused_with(capsys, path)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "required: VERB"),
+        (("paint",), "invalid choice: 'paint'"),
+        (("generate", RED, "--size", "big"), "'big' is no size; write WIDTHxHEIGHT"),
+        (("task", "fly"), "invalid choice: 'fly'"),
+        (("train", "nano-mgpt2", "--threads", "many"), "invalid int value: 'many'"),
+    ],
+)
+def test_what_is_no_option_gets_one_line_and_status_2(capsys, words, says):
+    with pytest.raises(SystemExit) as ended:
+        run(*words)
+    assert ended.value.code == 2
+    refused_with(capsys, rf"^error: .*{says}.* \(see `python -m lumina_core.* --help`\)$")
+
+
 def test_too_few_threads_get_one_line_and_status_2(tmp_path, capsys):
     assert run("train", "nano-mgpt2", "--threads", -1, "--out", tmp_path / "run") == 2
     refused_with(capsys, "--threads is -1; it may be 0")

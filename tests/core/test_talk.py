@@ -112,6 +112,16 @@ def test_without_a_question_the_terminal_is_asked_until_an_empty_line(folders, t
     assert two.startswith(one) and len(two) > len(one)
 
 
+def test_a_bad_question_does_not_end_the_conversation(folders, tmp_path, capsys, monkeypatch):
+    common = ("chat", "--model", folders["mgpt1"], "--max-tokens", 8, "--out", tmp_path)
+    assert run(*common, "and this?") == 0
+    alone = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is <|image|>?\nand this?\n"))
+    assert run(*common) == 0
+    said = capsys.readouterr()
+    assert said.out == alone and said.err.startswith("error: The question places 1 picture")
+
+
 @pytest.mark.parametrize(
     ("verb", "options", "words"),
     [
