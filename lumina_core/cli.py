@@ -99,14 +99,6 @@ def add_generate(verbs: argparse._SubParsersAction) -> None:
         "--size", type=size, metavar="WxH", help="pixels, multiples of 32 (default: the checkpoint's own)"
     )
     add_sampling_options(p)
-    p.add_argument(
-        "--lora",
-        type=lora,
-        action="append",
-        default=[],
-        metavar="FILE[:STRENGTH]",
-        help="a LoRA of the transformer, in PEFT's or kohya's naming (strength: 1); may be given several times",
-    )
     text = "PNG to write, a batch is numbered (default: picture.png); with --prompts a folder (default: pictures)"
     p.add_argument("--out", type=Path, metavar="FILE|DIR", help=text)
     p.set_defaults(run=commands.run_generate)
@@ -271,6 +263,10 @@ def add_task(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("--template", default="", metavar="TEXT", help="your own words for the published ones")
     text = "pixels the model works at, multiples of 32 (default: near the picture's proportions)"
     p.add_argument("--size", type=size, metavar="WxH", help=text)
+    text = "instead: a square of N pixels a side, whose area is kept at the picture's proportions"
+    p.add_argument("--resolution", type=int, default=0, metavar="N", help=text)
+    text = "bring a map or an edit back to the picture's size (default), or leave it at the size it was drawn at"
+    p.add_argument("--keep-size", action=argparse.BooleanOptionalAction, default=True, help=text)
     p.add_argument(
         "--fit",
         choices=["stretch", "crop"],
@@ -300,6 +296,14 @@ def add_model_options(p: argparse.ArgumentParser, name: str = "nano-mgpt2") -> N
     p.add_argument(
         "--precision", choices=precisions, default="auto", help="of the transformer (default: auto)"
     )
+    p.add_argument(
+        "--lora",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA of the transformer, in PEFT's or kohya's naming (strength: 1); may be given several times",
+    )
 
 
 def add_sampling_options(p: argparse.ArgumentParser, batch: bool = True) -> None:
@@ -320,6 +324,7 @@ def add_settings(p: argparse.ArgumentParser) -> None:
         "--temperature", type=float, help="0 always takes the likeliest (default: the checkpoint's own)"
     )
     p.add_argument("--image-top-k", "--top-k", type=int, help="codes considered at each place; 0 is all")
+    p.add_argument("--text-top-k", type=int, help="words considered at each place of a text; 0 is all")
 
 
 def size(text: str) -> tuple[int, int]:

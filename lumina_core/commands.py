@@ -41,7 +41,7 @@ Say = Callable[..., None]  # (text, end="\n")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PATIENCE = 2.0  # seconds before a progress bar is shown
 PRECISIONS = ("auto", *DTYPES, *KINDS)
-OPTIONS = ("seed", "cfg", "temperature", "image_top_k", "decode", "window", "batch", "max_tokens")
+OPTIONS = ("seed", "cfg", "temperature", "image_top_k", "text_top_k", "decode", "window", "batch", "max_tokens")
 
 
 class Bar(tqdm):
@@ -74,7 +74,7 @@ def open_model(args: argparse.Namespace) -> Model:
     how = {"dtype": dtype, "decode_dtype": decode_dtype, "quantise": quantise}
     with Bar("loading", "B", unit_scale=True) as bar:
         model = load(args.model, vq_path=args.vq, device=device, report=bar.at, **how)
-    for file, strength in getattr(args, "lora", ()):
+    for file, strength in args.lora:
         read_lora(file, model.transformer).merge(model.transformer, strength)
     return model
 
@@ -186,6 +186,8 @@ def lora_name(file: Path) -> str:
 def run_bench(args: argparse.Namespace, say: Say) -> None:
     from . import bench
 
+    if args.random and args.lora:
+        raise InputError("--lora changes a checkpoint's weights, and --random takes none; give one of them.")
     for line in bench.run(args, open_model, Model.own_size):
         say(line)
 

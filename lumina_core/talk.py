@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -25,7 +26,7 @@ from . import (
     generate,
     many,
 )
-from .commands import Bar, Say, open_model, sampling_of, writable_folder
+from .commands import Bar, Say, open_model, sampling_of, weights_told, writable_folder
 from .image import open_picture
 
 
@@ -49,7 +50,8 @@ def run_restore(args: argparse.Namespace, say: Say) -> None:
     done = job.finish(partial(Bar, "decoding", "tile"))
     for line in done.lines():
         say(line)
-    info = {"image": args.image.name, "scale": args.scale, "model": model.name, **asdict(sampling)}
+    info = {"image": args.image.name, "scale": args.scale, "model": model.name}
+    info |= weights_told(args) | asdict(sampling)
     for file, pixels in zip(files, (done.picture, done.outlined()), strict=False):
         many.save(file, Image.fromarray(pixels), info)
         say(str(file))
@@ -70,7 +72,7 @@ def run_chat(args: argparse.Namespace, say: Say) -> None:
     model = open_model(args)
     model.template("chat")  # refuses a checkpoint without the task before anything is asked
     sampling = sampling_of(model, args, "chat")
-    talk = Talk(model, sampling, args.out, say)
+    talk = Talk(model, sampling, args.out, say, weights_told(args))
     if args.question is not None:
         talk.turn(args.question, pictures)
         return
@@ -88,8 +90,9 @@ def run_chat(args: argparse.Namespace, say: Say) -> None:
 class Talk:
     """A conversation on the terminal."""
 
-    def __init__(self, model: Model, sampling: Sampling, folder: Path, say: Say):
-        self.model, self.sampling, self.folder, self.say = model, sampling, folder, say
+    def __init__(self, model: Model, sampling: Sampling, folder: Path, say: Say, about: Mapping):
+        """`about` is what the PNGs of drawn pictures tell of the weights."""
+        self.model, self.sampling, self.folder, self.say, self.about = model, sampling, folder, say, about
         self.chat = Chat(model.family.id)
         self.drawn = 0
 
@@ -99,7 +102,7 @@ class Talk:
         answer = written(self.model, chat.prompt(self.model), self.sampling, self.say)
         for grid in answer.pictures:
             file = writable_folder(self.folder) / f"picture_{self.drawn:02d}.png"
-            info = {"prompt": question, "model": self.model.name, **asdict(self.sampling)}
+            info = {"prompt": question, "model": self.model.name, **self.about, **asdict(self.sampling)}
             many.save(file, Image.fromarray(self.model.decode(grid.codes)), info)
             self.say(str(file))
             self.drawn += 1

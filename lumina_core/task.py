@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from . import InputError, Model, Sampling, ask, detections, many, task_of
-from .commands import Bar, Say, decoded, draw_grids, open_model, sampling_of, writable_folder
+from .commands import Bar, Say, decoded, draw_grids, open_model, sampling_of, weights_told, writable_folder
 from .files import write_whole
 from .talk import read_picture
 
@@ -23,12 +23,16 @@ def run_task(args: argparse.Namespace, say: Say) -> None:
     if bool(args.image) == (args.name == "pair"):
         what = "draws from words and takes no --image" if args.image else "needs a picture: --image FILE"
         raise InputError(f"Task '{args.name}' {what}.")
+    if args.resolution and args.size:
+        raise InputError("--size and --resolution both say how large the model works; give one of them.")
+    if args.resolution and args.name == "pair":
+        raise InputError("--resolution follows a picture's proportions, and 'pair' is given none; give --size.")
     images = [read_picture(file) for file in args.image]
     writable_folder(out.parent)
     model = open_model(args)
     task = task_of(model, args.name, args.kind, args.subject)
     sampling = sampling_of(model, args, task)
-    about = {"task": task, "prompt": args.prompt, "model": model.name, **asdict(sampling)}
+    about = {"task": task, "prompt": args.prompt, "model": model.name, **weights_told(args), **asdict(sampling)}
     if args.name == "pair":
         pictures = drawn_pairs(model, task, args, sampling)
     else:
@@ -51,8 +55,8 @@ def answers_to(
     """The answers (H, W, 3) about each picture; boxes that were found are drawn, said and written beside `out`."""
     whole = args.name != "subject"
     fit = args.fit or ("stretch" if whole else "crop")
-    size = args.size or (None if whole else model.own_size(task))
-    how = {"fit": fit, "size": size, "template": args.template, "subject": args.subject}
+    size = args.size or (None if whole or args.resolution else model.own_size(task))
+    how = {"fit": fit, "size": size, "side": args.resolution, "template": args.template, "subject": args.subject}
     requests = [ask(model, task, image, args.prompt, **how) for image in Bar("encoding", "picture", images)]
     answers = [
         (request, request.panel(grid))
@@ -61,7 +65,8 @@ def answers_to(
     ]
     if task != "detect":
         drawn = decoded(model, [grid for _, grid in answers])
-        return [request.place(one, keep_size=whole) for (request, _), one in zip(answers, drawn, strict=True)]
+        keep_size = whole and args.keep_size
+        return [request.place(one, keep_size) for (request, _), one in zip(answers, drawn, strict=True)]
     found = detections(model, answers, args.prompt.strip(), partial(Bar, "looking", "picture"))
     text = found.json()
     write_whole(out.with_suffix(".json"), lambda part: part.write_text(text + "\n", "utf-8"))
