@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import MODES, InputError, LuminaError, Sampling, __version__, commands, talk, task
+from .prompt_file import FREE
 from .shortage import told
 
 TASKS = (
@@ -95,9 +96,8 @@ def add_generate(verbs: argparse._SubParsersAction) -> None:
         "--prompts", type=Path, metavar="FILE.jsonl", help="many pictures: a JSON object a line (README)"
     )
     add_model_options(p)
-    p.add_argument(
-        "--size", type=size, metavar="WxH", help="pixels, multiples of 32 (default: the checkpoint's own)"
-    )
+    text = "pixels, multiples of 32, or free: the model chooses, picture by picture (default: the checkpoint's own)"
+    p.add_argument("--size", type=size_or_free, metavar="WxH|free", help=text)
     add_sampling_options(p)
     text = "PNG to write, a batch is numbered (default: picture.png); with --prompts a folder (default: pictures)"
     p.add_argument("--out", type=Path, metavar="FILE|DIR", help=text)
@@ -312,7 +312,8 @@ def add_sampling_options(p: argparse.ArgumentParser, batch: bool = True) -> None
     p.add_argument("--decode", default=d.decode, help=f"{', '.join(MODES)} (default: {d.decode})")
     p.add_argument("--window", type=window, metavar="N|auto", help="drafts a pass (default: auto)")
     if batch:
-        p.add_argument("--batch", type=int, default=1, help="pictures, with seeds seed, seed + 1, ...")
+        text = "pictures, with seeds seed, seed + 1, ... (default: 1); with --prompts the most drawn side by side, up to 8"
+        p.add_argument("--batch", type=int, help=text)
 
 
 def add_settings(p: argparse.ArgumentParser) -> None:
@@ -333,6 +334,11 @@ def size(text: str) -> tuple[int, int]:
     if not m:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, for example 96x64")
     return int(m[1]), int(m[2])
+
+
+def size_or_free(text: str) -> tuple[int, int] | str:
+    """The argument type of WxH, or of the word that leaves the size to the model."""
+    return FREE if text == FREE else size(text)
 
 
 def lora(text: str) -> tuple[str, float]:

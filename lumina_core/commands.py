@@ -36,6 +36,7 @@ from . import (
 )
 from .devices import pick_device
 from .files import write_whole
+from .sampling.abreast import MOST
 
 Say = Callable[..., None]  # (text, end="\n")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -140,7 +141,7 @@ def run_generate(args: argparse.Namespace, say: Say) -> int:
     writable_folder(out.parent)
     model = open_model(args)
     sampling = sampling_of(model, args)
-    prompt = model.prompt(args.prompt, size=args.size or model.own_size())
+    prompt = model.prompt(args.prompt, size=size_of(model, args))
     pictures = draw(model, prompt, sampling)
     for i, picture in enumerate(pictures):
         file = out if len(pictures) == 1 else out.with_stem(f"{out.stem}_{i:02d}")
@@ -164,12 +165,18 @@ def run_many(args: argparse.Namespace, say: Say) -> int:
             bar.set_description_str(text, refresh=False)
             bar.at(done, total)
 
-        options = {"size": args.size or model.own_size(), "about": weights_told(args)}
+        options = {"size": size_of(model, args), "at_once": min(args.batch or MOST, MOST)}
+        options |= {"about": weights_told(args)}
         done = many.run(model, asked, folder, sampling_of(model, args), report, **options)
     for file, why in done.failed:
         say(f"not drawn: {file.name}: {why}")
     say(f"{len(done.drawn)} pictures drawn into {folder}, {done.skipped} were there already")
     return 1 if done.failed else 0
+
+
+def size_of(model: Model, args: argparse.Namespace) -> tuple[int, int] | None:
+    """The size (width, height) of the option, or the checkpoint's own; None where the model is to choose."""
+    return None if args.size == prompt_file.FREE else args.size or model.own_size()
 
 
 def weights_told(args: argparse.Namespace) -> dict:
