@@ -128,6 +128,11 @@ def find(name: str) -> Release:
     return hits[0]
 
 
+def release_of(name: str) -> Release | None:
+    """The release whose folder has this name; None where it is none's."""
+    return next((r for r in RELEASES.values() if name in (r.name, r.repo.rpartition("/")[2])), None)
+
+
 def download(
     name: str,
     folder: str | Path,

@@ -25,7 +25,7 @@ MAY_IMPORT = {  # module of lumina_core -> modules of lumina_core it may import;
     "nf4": set(),
     "quant": {"weights", "nf4"},
     "lora": {"weights", "documents", "files", "quant", "nf4"},
-    "checkpoint": {"weights", "documents", "text", "transformer"},
+    "checkpoint": {"weights", "documents", "hub", "text", "transformer"},
     "color": set(),
     "hub": {"files"},
     "fetching": {"hub"},

@@ -270,7 +270,7 @@ def find_vq(
             faults.append(
                 f"{file} holds no image tokenizer of {family.title}; replace it by {family.vq_hint}."
             )
-    raise CheckpointError(_no_vq(found, family, vq_path, others, faults))
+    raise CheckpointError(faults[0] if faults else _no_vq(found, family, vq_path, vq_folders, others))
 
 
 def vq_file(name: str | Path, vq_folders: Sequence[str | Path] = ()) -> Path:
@@ -281,16 +281,15 @@ def vq_file(name: str | Path, vq_folders: Sequence[str | Path] = ()) -> Path:
 
 
 def _no_vq(
-    found: Checkpoint, family: Family, vq_path: Path | None, others: list[str], faults: list[str]
+    found: Checkpoint, family: Family, vq_path: Path | None, vq_folders: Sequence[Path], others: list[str]
 ) -> str:
-    if faults:
-        return faults[0]
     home = found.path if found.path.is_dir() else found.path.parent
     if vq_path is not None:
         seen = others[0] if others else f"{vq_path} is no image tokenizer"
         return f"{seen}; {family.title} needs {family.vq_hint}. Point vq_path to that file."
     seen = f" ({others[0]})" if others else ""
-    return f"The image tokenizer of {family.title} is missing{seen}: put {family.vq_hint}, into {home}."
+    also = f", or into one of the other folders searched: {', '.join(map(str, vq_folders))}" if vq_folders else ""
+    return f"The image tokenizer of {family.title} is missing{seen}: put {family.vq_hint}, into {home}{also}."
 
 
 @dataclass(frozen=True)

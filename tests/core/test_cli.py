@@ -116,7 +116,7 @@ def broken(tiny_folder: Path, folder: Path, name: str) -> Path:
     ("fault", "words"),
     [
         ("truncated", "model.safetensors is cut short"),
-        ("missing weights", "No weights in"),
+        ("missing weights", r"lacks model\*\.safetensors\. Download them"),
         ("missing tokenizer", "tokenizer.json is missing"),
         ("missing image tokenizer", "image tokenizer .* is missing"),
         ("not JSON", "cannot be read as JSON"),
