@@ -265,7 +265,9 @@ def add_task(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("--size", type=size, metavar="WxH", help=text)
     text = "instead: a square of N pixels a side, whose area is kept at the picture's proportions"
     p.add_argument("--resolution", type=int, default=0, metavar="N", help=text)
-    text = "bring a map or an edit back to the picture's size (default), or leave it at the size it was drawn at"
+    text = (
+        "bring a map or an edit back to the picture's size (default), or leave it at the size it was drawn at"
+    )
     p.add_argument("--keep-size", action=argparse.BooleanOptionalAction, default=True, help=text)
     p.add_argument(
         "--fit",
@@ -312,7 +314,7 @@ def add_sampling_options(p: argparse.ArgumentParser, batch: bool = True) -> None
     p.add_argument("--decode", default=d.decode, help=f"{', '.join(MODES)} (default: {d.decode})")
     p.add_argument("--window", type=window, metavar="N|auto", help="drafts a pass (default: auto)")
     if batch:
-        text = "pictures, with seeds seed, seed + 1, ... (default: 1); with --prompts the most drawn side by side, up to 8"
+        text = "pictures, with seeds seed, seed + 1, ... (default: 1); with --prompts the most side by side, up to 8"
         p.add_argument("--batch", type=int, help=text)
 
 

@@ -42,7 +42,17 @@ Say = Callable[..., None]  # (text, end="\n")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PATIENCE = 2.0  # seconds before a progress bar is shown
 PRECISIONS = ("auto", *DTYPES, *KINDS)
-OPTIONS = ("seed", "cfg", "temperature", "image_top_k", "text_top_k", "decode", "window", "batch", "max_tokens")
+OPTIONS = (
+    "seed",
+    "cfg",
+    "temperature",
+    "image_top_k",
+    "text_top_k",
+    "decode",
+    "window",
+    "batch",
+    "max_tokens",
+)
 
 
 class Bar(tqdm):

@@ -63,9 +63,9 @@ def run(
 ) -> Done:
     """Draws the picture of every line of `file` into `out`; pictures that stand there with the same settings are kept.
 
-    Settings a line leaves out are `defaults`', its size is `size` (None: the model chooses, as it does for "free"). A picture is named after
-    its line, or after the line's "name"; its PNG tells prompt, settings and `about`. Pictures of one size and the same
-    settings are drawn side by side, `at_once` or as many as fit, each as it would be alone.
+    Settings a line leaves out are `defaults`', its size is `size` (None: the model chooses, as it does for "free"). A
+    picture is named after its line, or after the line's "name"; its PNG tells prompt, settings and `about`. Pictures of
+    one size and the same settings are drawn side by side, `at_once` or as many as fit, each as it would be alone.
 
     All lines are checked before anything is drawn: an `InputError` names file, line and key. A picture that cannot be
     drawn is among those that failed. `report(done, total, text)` counts tokens.

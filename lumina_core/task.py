@@ -26,13 +26,16 @@ def run_task(args: argparse.Namespace, say: Say) -> None:
     if args.resolution and args.size:
         raise InputError("--size and --resolution both say how large the model works; give one of them.")
     if args.resolution and args.name == "pair":
-        raise InputError("--resolution follows a picture's proportions, and 'pair' is given none; give --size.")
+        raise InputError(
+            "--resolution follows a picture's proportions, and 'pair' is given none; give --size."
+        )
     images = [read_picture(file) for file in args.image]
     writable_folder(out.parent)
     model = open_model(args)
     task = task_of(model, args.name, args.kind, args.subject)
     sampling = sampling_of(model, args, task)
-    about = {"task": task, "prompt": args.prompt, "model": model.name, **weights_told(args), **asdict(sampling)}
+    about = {"task": task, "prompt": args.prompt, "model": model.name}
+    about |= weights_told(args) | asdict(sampling)
     if args.name == "pair":
         pictures = drawn_pairs(model, task, args, sampling)
     else:
@@ -56,7 +59,8 @@ def answers_to(
     whole = args.name != "subject"
     fit = args.fit or ("stretch" if whole else "crop")
     size = args.size or (None if whole or args.resolution else model.own_size(task))
-    how = {"fit": fit, "size": size, "side": args.resolution, "template": args.template, "subject": args.subject}
+    how = {"fit": fit, "size": size, "side": args.resolution}
+    how |= {"template": args.template, "subject": args.subject}
     requests = [ask(model, task, image, args.prompt, **how) for image in Bar("encoding", "picture", images)]
     answers = [
         (request, request.panel(grid))

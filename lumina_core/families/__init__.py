@@ -288,7 +288,8 @@ def _no_vq(
         seen = others[0] if others else f"{vq_path} is no image tokenizer"
         return f"{seen}; {family.title} needs {family.vq_hint}. Point vq_path to that file."
     seen = f" ({others[0]})" if others else ""
-    also = f", or into one of the other folders searched: {', '.join(map(str, vq_folders))}" if vq_folders else ""
+    more = ", ".join(map(str, vq_folders))
+    also = f", or into one of the other folders searched: {more}" if more else ""
     return f"The image tokenizer of {family.title} is missing{seen}: put {family.vq_hint}, into {home}{also}."
 
 

@@ -66,22 +66,23 @@ class Terminal(io.StringIO):
         return [row for row in rows if row]
 
 
-@pytest.fixture
-def terminal(monkeypatch) -> Terminal:
-    """Standard error, where progress bars are shown without delay."""
+def on_terminal(monkeypatch) -> Terminal:
+    """Standard error from now on, where progress bars are shown without delay."""
     monkeypatch.setattr(commands, "PATIENCE", 0)
     monkeypatch.setattr(sys, "stderr", there := Terminal())
     return there
 
 
-def test_loading_and_drawing_have_their_bars_and_leave_nothing(tiny_folder, tmp_path, terminal):
+def test_loading_and_drawing_have_their_bars_and_leave_nothing(tiny_folder, tmp_path, monkeypatch):
+    terminal = on_terminal(monkeypatch)
     out = tmp_path / "a.png"
     assert run("generate", RED, "--model", tiny_folder, "--size", "64x64", "--out", out) == 0
     assert all(label in terminal.getvalue() for label in ("loading", "drawing", "decoding"))
     assert terminal.lines() == []
 
 
-def test_conformance_has_a_bar_that_its_lines_are_not_mixed_with(tmp_path, monkeypatch, terminal):
+def test_conformance_has_a_bar_that_its_lines_are_not_mixed_with(tmp_path, monkeypatch):
+    terminal = on_terminal(monkeypatch)
     cases = [{"id": n, "kind": "crop_size_list", "family": "none", "files": {}} for n in range(3)]
     (tmp_path / "index.json").write_text(json.dumps({"cases": cases}), "utf-8")
     monkeypatch.setattr(sys, "stdout", terminal)

@@ -15,7 +15,7 @@ from lumina_core import AnswerFinished, PictureFinished, Progress, RowFinished, 
 from lumina_core.cli import main, say
 from lumina_core.training import measures, world
 from tests.core import checkpoints as ck
-from tests.core.test_cli import refused_with, terminal  # noqa: F401
+from tests.core.test_cli import on_terminal, refused_with
 
 
 def run(*args: object) -> int:
@@ -51,14 +51,17 @@ def test_restore_writes_the_picture_and_its_plan_and_tells_the_tiles(folders, tm
     assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "b.png")))
 
 
-def test_every_part_of_a_restoration_has_its_bar(folders, tmp_path, terminal):  # noqa: F811
+def test_every_part_of_a_restoration_has_its_bar(folders, tmp_path, monkeypatch):
+    terminal = on_terminal(monkeypatch)
     common = ("restore", "--image", folders["image"], "--model", folders["pure"], "--scale", "2")
     assert run(*common, "--out", tmp_path / "a.png") == 0
     assert all(label in terminal.getvalue() for label in ("loading", "encoding", "restoring", "decoding"))
     assert terminal.lines() == []
 
 
-def test_a_bar_stands_below_the_words_and_is_gone_before_more_come(monkeypatch, terminal):  # noqa: F811
+def test_a_bar_stands_below_the_words_and_is_gone_before_more_come(monkeypatch):
+    terminal = on_terminal(monkeypatch)
+
     def piece(text: str) -> TextPiece:
         return TextPiece(0, tuple(map(ord, text)))
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.core import checkpoints as ck
-from tests.core.test_cli import refused_with, run, terminal  # noqa: F401
+from tests.core.test_cli import on_terminal, refused_with, run
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,8 @@ def test_a_task_writes_a_picture_of_the_picture_s_size(folders, pictures, tmp_pa
         assert (told["cfg"], told["image_top_k"]) == {"mgpt1": (1.0, 200), "mgpt2": (4.0, 4096)}[family]
 
 
-def test_every_part_of_a_task_has_its_bar(folders, pictures, tmp_path, terminal):  # noqa: F811
+def test_every_part_of_a_task_has_its_bar(folders, pictures, tmp_path, monkeypatch):
+    terminal = on_terminal(monkeypatch)
     options = ("--image", pictures[0], "--size", "32x32", "--out", tmp_path / "a.png")
     assert run("task", "depth", "--model", folders["mgpt1"], *options) == 0
     labels = ("loading", "encoding", "drawing", "decoding")

@@ -274,5 +274,7 @@ def test_names_that_no_system_takes_are_told_and_listings_pass_them_over(tmp_pat
         with pytest.raises(InputError, match="cannot be opened|user that is not known"):
             load(name)
         assert families.listing([name, known.parent]) == {"known": known}
-    with pytest.raises(InputError, match="cannot be written"):  # the name fits, what is written beside it does not
+    with pytest.raises(
+        InputError, match="cannot be written"
+    ):  # the name fits, what is written beside it does not
         write_whole(tmp_path / ("x" * 253), lambda part: part.write_text("text"))
