@@ -195,6 +195,28 @@ def test_too_few_threads_get_one_line_and_status_2(tmp_path, capsys):
     refused_with(capsys, "--threads is -1; it may be 0")
 
 
+def test_a_lora_for_random_weights_gets_one_line_and_status_2(capsys):
+    assert run("bench", "--random", "pure", "--lora", "style.safetensors") == 2
+    refused_with(capsys, "--lora changes a checkpoint's weights")
+
+
+def test_what_the_system_refuses_gets_one_line_and_status_2(monkeypatch, capsys):
+    def refused(*args):
+        raise PermissionError(13, "Permission denied", "secret.png")
+
+    monkeypatch.setattr(commands, "run_inspect", refused)
+    assert run("inspect", "any") == 2
+    refused_with(capsys, r"^error: 'secret.png' cannot be used \(Permission denied\)")
+
+
+def test_whoever_stops_reading_is_not_told_of_it():
+    command = [sys.executable, "-m", "lumina_core", "inspect", "nano-mgpt2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as program:
+        program.stdout.close()
+        assert (program.stderr.read(), program.wait(timeout=60)) == ("", 1)
+
+
 def test_an_empty_prompt_gets_one_line_and_status_2(tiny_folder, tmp_path, capsys):
     assert run("generate", " ", "--model", tiny_folder, "--out", tmp_path / "a.png") == 2
     refused_with(capsys, "prompt is empty")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ def test_restore_writes_the_picture_and_its_plan_and_tells_the_tiles(folders, tm
     assert said[-2:] == [str(out), str(plan)]
     assert len([line for line in said if re.match(r"tile \d+ \(x \d+-\d+, y \d+-\d+\): ", line)]) == 6
     pixels = np.asarray(Image.open(out))
+    assert {"lora", "precision"} <= json.loads(Image.open(out).text["lumina_mgpt"]).keys()
     assert pixels.shape == np.asarray(Image.open(plan)).shape == (40, 60, 3)
     assert run(*common, "--out", tmp_path / "b.png", "--seed", 1) == 0
     assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "b.png")))
