@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import weights
+from . import hub, weights
 from .documents import parse_json, read_json, read_text
 from .errors import CheckpointError
 from .text import beginning
@@ -119,6 +119,8 @@ def _folder(path: Path, whole: bool) -> Checkpoint:
         files = [f for f in sorted(path.glob("*.safetensors")) if is_converted(f)]
         if len(files) == 1:
             return _single(files[0], whole)
+    if whole:
+        _check_files(path)
     config = read_json(config_file)
     names = weights.shard_names(path)
     present = [path / n for n in names if (path / n).is_file()]
@@ -128,6 +130,29 @@ def _folder(path: Path, whole: bool) -> Checkpoint:
     missing = tuple(n for n in names if not (path / n).is_file())
     _check_kind(path, entries, config, missing)
     return Checkpoint(path, path.name, config, str(config_file), entries, missing)
+
+
+def _check_files(folder: Path) -> None:
+    """A `CheckpointError` that names every file which a folder lacks, with its size and where it comes from.
+
+    Says nothing where the tokenizer alone lacks: whether it is needed shows when the rest is known.
+    """
+    names, release = weights.named_shards(folder), hub.release_of(folder.name)
+    lacks = [] if (folder / "config.json").exists() else ["config.json"]
+    size = f" (about {release.nbytes / max(1, len(names)) / 1e9:.1f} GB)" if release else ""
+    missing = [n for n in names if not (folder / n).is_file()] if names else ["model*.safetensors"]
+    lacks += [n + size for n in missing]
+    if not lacks:
+        return
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        lacks.append("tokenizer.json")
+    source = "Download them from the checkpoint's own repository into that folder."
+    if release:
+        source = (
+            f"They come from https://huggingface.co/{release.repo}; `python -m lumina_core download {release.name} "
+            f"{folder.parent}` fetches what lacks."
+        )
+    raise CheckpointError(f"The folder {folder} lacks {', '.join(lacks)}. {source}")
 
 
 def _single(path: Path, whole: bool) -> Checkpoint:

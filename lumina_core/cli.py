@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from . import MODES, LuminaError, Sampling, __version__, commands, talk, task
+from . import MODES, InputError, LuminaError, Sampling, __version__, commands, talk, task
+from .prompt_file import FREE
 from .shortage import told
 
 TASKS = (
@@ -23,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; 0 when all is well, 2 with one line on stderr for a user's mistake, 130 after Ctrl-C.
 
     `inspect` gives 2 for a checkpoint that cannot be used; `conformance` 1 when a case failed, `generate --prompts`
-    when a picture did.
+    when a picture did, any verb when whoever read its output has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a pipe may lack letters of a name, or of an answer
@@ -35,17 +38,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LuminaError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has gone; what Python still holds for it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        print(f"error: {InputError(system_error(e))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def system_error(e: OSError) -> str:
+    """What the system said of a file, in a line."""
+    if e.filename is None:
+        return f"The system refused: {e}."
+    return f"'{e.filename}' cannot be used ({e.strerror}); give another path, or look at its rights."
 
 
 def say(text: str, end: str = "\n") -> None:
     print(text, end=end, flush=True)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, and those of its verbs, that tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())} (see `{self.prog} --help`)\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m lumina_core",
         description="Lumina-mGPT without ComfyUI: draw pictures, look into checkpoints, train the bundled ones.",
     )
@@ -73,18 +96,9 @@ def add_generate(verbs: argparse._SubParsersAction) -> None:
         "--prompts", type=Path, metavar="FILE.jsonl", help="many pictures: a JSON object a line (README)"
     )
     add_model_options(p)
-    p.add_argument(
-        "--size", type=size, metavar="WxH", help="pixels, multiples of 32 (default: the checkpoint's own)"
-    )
+    text = "pixels, multiples of 32, or free: the model chooses, picture by picture (default: the checkpoint's own)"
+    p.add_argument("--size", type=size_or_free, metavar="WxH|free", help=text)
     add_sampling_options(p)
-    p.add_argument(
-        "--lora",
-        type=lora,
-        action="append",
-        default=[],
-        metavar="FILE[:STRENGTH]",
-        help="a LoRA of the transformer, in PEFT's or kohya's naming (strength: 1); may be given several times",
-    )
     text = "PNG to write, a batch is numbered (default: picture.png); with --prompts a folder (default: pictures)"
     p.add_argument("--out", type=Path, metavar="FILE|DIR", help=text)
     p.set_defaults(run=commands.run_generate)
@@ -249,6 +263,12 @@ def add_task(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("--template", default="", metavar="TEXT", help="your own words for the published ones")
     text = "pixels the model works at, multiples of 32 (default: near the picture's proportions)"
     p.add_argument("--size", type=size, metavar="WxH", help=text)
+    text = "instead: a square of N pixels a side, whose area is kept at the picture's proportions"
+    p.add_argument("--resolution", type=int, default=0, metavar="N", help=text)
+    text = (
+        "bring a map or an edit back to the picture's size (default), or leave it at the size it was drawn at"
+    )
+    p.add_argument("--keep-size", action=argparse.BooleanOptionalAction, default=True, help=text)
     p.add_argument(
         "--fit",
         choices=["stretch", "crop"],
@@ -278,6 +298,14 @@ def add_model_options(p: argparse.ArgumentParser, name: str = "nano-mgpt2") -> N
     p.add_argument(
         "--precision", choices=precisions, default="auto", help="of the transformer (default: auto)"
     )
+    p.add_argument(
+        "--lora",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA of the transformer, in PEFT's or kohya's naming (strength: 1); may be given several times",
+    )
 
 
 def add_sampling_options(p: argparse.ArgumentParser, batch: bool = True) -> None:
@@ -286,7 +314,8 @@ def add_sampling_options(p: argparse.ArgumentParser, batch: bool = True) -> None
     p.add_argument("--decode", default=d.decode, help=f"{', '.join(MODES)} (default: {d.decode})")
     p.add_argument("--window", type=window, metavar="N|auto", help="drafts a pass (default: auto)")
     if batch:
-        p.add_argument("--batch", type=int, default=1, help="pictures, with seeds seed, seed + 1, ...")
+        text = "pictures, with seeds seed, seed + 1, ... (default: 1); with --prompts the most side by side, up to 8"
+        p.add_argument("--batch", type=int, help=text)
 
 
 def add_settings(p: argparse.ArgumentParser) -> None:
@@ -298,6 +327,7 @@ def add_settings(p: argparse.ArgumentParser) -> None:
         "--temperature", type=float, help="0 always takes the likeliest (default: the checkpoint's own)"
     )
     p.add_argument("--image-top-k", "--top-k", type=int, help="codes considered at each place; 0 is all")
+    p.add_argument("--text-top-k", type=int, help="words considered at each place of a text; 0 is all")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -306,6 +336,11 @@ def size(text: str) -> tuple[int, int]:
     if not m:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, for example 96x64")
     return int(m[1]), int(m[2])
+
+
+def size_or_free(text: str) -> tuple[int, int] | str:
+    """The argument type of WxH, or of the word that leaves the size to the model."""
+    return FREE if text == FREE else size(text)
 
 
 def lora(text: str) -> tuple[str, float]:

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -36,11 +36,44 @@ from . import (
 )
 from .devices import pick_device
 from .files import write_whole
+from .sampling.abreast import MOST
 
 Say = Callable[..., None]  # (text, end="\n")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PATIENCE = 2.0  # seconds before a progress bar is shown
 PRECISIONS = ("auto", *DTYPES, *KINDS)
-OPTIONS = ("seed", "cfg", "temperature", "image_top_k", "decode", "window", "batch", "max_tokens")
+OPTIONS = (
+    "seed",
+    "cfg",
+    "temperature",
+    "image_top_k",
+    "text_top_k",
+    "decode",
+    "window",
+    "batch",
+    "max_tokens",
+)
+
+
+class Bar(tqdm):
+    """A progress bar on stderr: on a terminal only, for what takes longer than two seconds, gone when it is done.
+
+    With `items` it is what it counts: they are passed on one by one.
+    """
+
+    def __init__(self, label: str, unit: str = "token", items: Sequence | None = None, **options):
+        how = {"delay": PATIENCE, "disable": None, "leave": False, "file": sys.stderr}
+        super().__init__(items, desc=label, unit=unit, **how, **options)
+
+    def at(self, done: int, total: int) -> None:
+        """Shows how much is done; what is drawn a second time begins anew."""
+        self.total = total
+        self.update(done - self.n)
+
+    def hide(self) -> None:
+        """Takes the bar away until it moves again, so that a line can be said."""
+        if not self.disable and self.last_print_t >= self.start_t + self.delay:
+            self.clear()
 
 
 def open_model(args: argparse.Namespace) -> Model:
@@ -50,8 +83,9 @@ def open_model(args: argparse.Namespace) -> Model:
     dtype = DTYPES.get(args.precision) or default_dtype(args.model, device)
     decode_dtype = default_decode_dtype(dtype, device)
     how = {"dtype": dtype, "decode_dtype": decode_dtype, "quantise": quantise}
-    model = load(args.model, vq_path=args.vq, device=device, **how)
-    for file, strength in getattr(args, "lora", ()):
+    with Bar("loading", "B", unit_scale=True) as bar:
+        model = load(args.model, vq_path=args.vq, device=device, report=bar.at, **how)
+    for file, strength in args.lora:
         read_lora(file, model.transformer).merge(model.transformer, strength)
     return model
 
@@ -69,18 +103,22 @@ def given_settings(args: argparse.Namespace) -> dict:
 
 
 def draw(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing") -> list[np.ndarray]:
-    """The pictures (H, W, 3) of a prompt, with a progress bar on a terminal when it takes more than two seconds."""
-    return [model.decode(grid.codes) for grid in draw_grids(model, prompt, sampling, label)]
+    """The pictures (H, W, 3) of a prompt, with a progress bar."""
+    return decoded(model, draw_grids(model, prompt, sampling, label))
+
+
+def decoded(model: Model, grids: Sequence[TokenGrid]) -> list[np.ndarray]:
+    """The pictures (H, W, 3) of code grids, with a progress bar."""
+    return [model.decode(grid.codes) for grid in Bar("decoding", "picture", grids)]
 
 
 def draw_grids(model: Model, prompt: Prompt, sampling: Sampling, label: str = "drawing") -> list[TokenGrid]:
-    """The codes of the pictures of a prompt, with the same progress bar."""
+    """The codes of the pictures of a prompt, with a progress bar."""
     grids = []
-    with tqdm(desc=label, unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
+    with Bar(label) as bar:
         for event in generate(model.transformer, model.vocabulary, prompt, sampling):
             if isinstance(event, Progress):
-                bar.total = event.total
-                bar.update(event.done - bar.n)
+                bar.at(event.done, event.total)
             elif isinstance(event, PictureFinished):
                 grids.append(event.grid)
     return grids
@@ -90,12 +128,11 @@ def run_demo(args: argparse.Namespace, say: Say) -> None:
     from .demo import demo
 
     file = writable_folder(args.out) / "demo.png"
-    with tqdm(desc="drawing", unit="example", disable=None, file=sys.stderr) as bar:
+    with Bar("drawing", "example") as bar:
 
         def report(kind: str, done: int, total: int) -> None:
-            bar.total = total
-            bar.set_description_str(kind)
-            bar.update(done - bar.n)
+            bar.set_description_str(kind, refresh=False)
+            bar.at(done, total)
 
         sheet, count = demo(report)
     write_whole(file, lambda part: sheet.save(part, "PNG"))
@@ -114,7 +151,7 @@ def run_generate(args: argparse.Namespace, say: Say) -> int:
     writable_folder(out.parent)
     model = open_model(args)
     sampling = sampling_of(model, args)
-    prompt = model.prompt(args.prompt, size=args.size or model.own_size())
+    prompt = model.prompt(args.prompt, size=size_of(model, args))
     pictures = draw(model, prompt, sampling)
     for i, picture in enumerate(pictures):
         file = out if len(pictures) == 1 else out.with_stem(f"{out.stem}_{i:02d}")
@@ -132,19 +169,24 @@ def run_many(args: argparse.Namespace, say: Say) -> int:
     given_settings(args)
     folder = writable_folder(args.out or Path("pictures"))
     model = open_model(args)
-    with tqdm(desc="drawing", unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
+    with Bar("drawing") as bar:
 
         def report(done: int, total: int, text: str) -> None:
-            bar.total = total
-            bar.set_description_str(text)
-            bar.update(done - bar.n)
+            bar.set_description_str(text, refresh=False)
+            bar.at(done, total)
 
-        options = {"size": args.size or model.own_size(), "about": weights_told(args)}
+        options = {"size": size_of(model, args), "at_once": min(args.batch or MOST, MOST)}
+        options |= {"about": weights_told(args)}
         done = many.run(model, asked, folder, sampling_of(model, args), report, **options)
     for file, why in done.failed:
         say(f"not drawn: {file.name}: {why}")
     say(f"{len(done.drawn)} pictures drawn into {folder}, {done.skipped} were there already")
     return 1 if done.failed else 0
+
+
+def size_of(model: Model, args: argparse.Namespace) -> tuple[int, int] | None:
+    """The size (width, height) of the option, or the checkpoint's own; None where the model is to choose."""
+    return None if args.size == prompt_file.FREE else args.size or model.own_size()
 
 
 def weights_told(args: argparse.Namespace) -> dict:
@@ -161,6 +203,8 @@ def lora_name(file: Path) -> str:
 def run_bench(args: argparse.Namespace, say: Say) -> None:
     from . import bench
 
+    if args.random and args.lora:
+        raise InputError("--lora changes a checkpoint's weights, and --random takes none; give one of them.")
     for line in bench.run(args, open_model, Model.own_size):
         say(line)
 
@@ -168,6 +212,8 @@ def run_bench(args: argparse.Namespace, say: Say) -> None:
 def run_train(args: argparse.Namespace, say: Say) -> None:
     from .training.build import train
 
+    if args.threads < 0:
+        raise InputError(f"--threads is {args.threads}; it may be 0 (all) or more.")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
@@ -186,9 +232,7 @@ def run_evaluate(args: argparse.Namespace, say: Say) -> None:
     recipe = RECIPES[model.name]
     pools = chosen_pools(recipe.examples, args.tasks, model)
     kinds = len({kind for kind, _ in pools})
-    with tqdm(
-        total=args.captions * kinds, desc="judging", unit="example", disable=None, file=sys.stderr
-    ) as bar:
+    with Bar("judging", "example", total=args.captions * kinds) as bar:
         figures = evaluate(
             model,
             pools,
@@ -253,15 +297,8 @@ def run_inspect(args: argparse.Namespace, say: Say) -> int:
 def run_convert(args: argparse.Namespace, say: Say) -> None:
     from .convert import convert
 
-    with tqdm(
-        desc="converting", unit="B", unit_scale=True, delay=2, disable=None, leave=False, file=sys.stderr
-    ) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        out = convert(args.folder, args.out, args.precision, vq_path=args.vq, report=report)
+    with Bar("converting", "B", unit_scale=True) as bar:
+        out = convert(args.folder, args.out, args.precision, vq_path=args.vq, report=bar.at)
     say(f"{out} ({out.stat().st_size / 1e6:,.1f} MB), written and read back")
 
 
@@ -274,5 +311,11 @@ def run_download(args: argparse.Namespace, say: Say) -> None:
 def run_conformance(args: argparse.Namespace, say: Say) -> int:
     from .conformance import run
 
-    _, failed, _ = run(args.folder, say)
+    with Bar("checking", "case") as bar:
+
+        def aside(line: str) -> None:
+            bar.hide()
+            say(line)
+
+        _, failed, _ = run(args.folder, aside, bar.at)
     return 1 if failed else 0

@@ -13,6 +13,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 
 from . import checkpoint, families, quant, weights
 from .errors import CheckpointError, InputError
-from .files import cannot_write
+from .files import cannot_write, user_path
 from .shortage import told
 from .weights import Entry
 
@@ -67,7 +68,7 @@ def convert(
     The file is written as `out`.part, read back and compared, and only then given its name. `report(done, total)`
     counts bytes written and checked. Raises `InputError` for the arguments, `CheckpointError` for the checkpoint.
     """
-    out = Path(out).expanduser()
+    out = user_path(out)
     if precision not in (None, *PRECISIONS):
         raise InputError(f"precision is '{precision}'; it can be {', '.join(PRECISIONS)}.")
     if out.suffix != ".safetensors":
@@ -92,7 +93,8 @@ def convert(
     except OSError as e:
         raise cannot_write(out, e) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # as in `write_whole`
+            part.unlink(missing_ok=True)
     return out
 
 

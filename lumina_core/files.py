@@ -1,13 +1,36 @@
-"""Writing files so that readers see the old one or the whole new one."""
+"""Paths as users write them; files written so that readers see the old one or the whole new one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from .errors import InputError
+
+
+def user_path(value: str | Path) -> Path:
+    """A path as a user wrote it, `~` replaced. An `InputError` where it can be no path here, or may not be looked at.
+
+    Whether anything lies there is the caller's question.
+    """
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"'{value}' begins with a user that is not known here; write the whole path."
+        ) from None
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    # a name that is too long or has a zero byte, a folder of somebody else
+    except (OSError, ValueError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise InputError(f"'{value}' cannot be opened ({why}); give another path.") from None
+    return path
 
 
 def cannot_write(file: Path, e: OSError) -> InputError:
@@ -28,7 +51,8 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     except OSError as e:
         raise cannot_write(file, e) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that is too long cannot be removed either
+            part.unlink(missing_ok=True)
 
 
 def write_state(file: Path, state: object) -> None:

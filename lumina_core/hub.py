@@ -13,7 +13,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from .errors import InputError, LuminaError
-from .files import cannot_write
+from .files import cannot_write, user_path
 
 WANTED = (
     "config.json",
@@ -128,6 +128,11 @@ def find(name: str) -> Release:
     return hits[0]
 
 
+def release_of(name: str) -> Release | None:
+    """The release whose folder has this name; None where it is none's."""
+    return next((r for r in RELEASES.values() if name in (r.name, r.repo.rpartition("/")[2])), None)
+
+
 def download(
     name: str,
     folder: str | Path,
@@ -143,7 +148,7 @@ def download(
     a full disk or a folder that cannot be written, `LuminaError` when a file cannot be had.
     """
     release = find(name)
-    target = Path(folder).expanduser() / release.name
+    target = user_path(folder) / release.name
     if release.licence:
         report(release.licence)
     hub = hub or _library()

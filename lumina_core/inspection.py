@@ -13,6 +13,7 @@ from .checkpoint import Checkpoint, TokenNames
 from .errors import CheckpointError
 from .families import Family, Source
 from .families.trained import tasks_of
+from .files import user_path
 from .transformer import Transformer, TransformerConfig
 from .vq.blocks import VQConfig
 
@@ -108,7 +109,7 @@ def inspect(
     Reads headers only. Raises `CheckpointError` for what is neither, saying what it looks like; a checkpoint that is
     merely incomplete or damaged is reported, with what to do in `problems`.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.is_file() and file.suffix in checkpoint.VQ_SUFFIXES and (report := _image_tokenizer(file)):
         return report
     found = checkpoint.find(families.find(path, folders), whole=False)
@@ -227,8 +228,8 @@ def _vq(found: Checkpoint, family: Family, vq_path, vq_folders, problems: list[s
         file, entries = families.find_vq(
             found,
             family,
-            Path(vq_path).expanduser() if vq_path else None,
-            [Path(f).expanduser() for f in vq_folders],
+            user_path(vq_path) if vq_path else None,
+            [user_path(f) for f in vq_folders],
         )
     except CheckpointError as e:
         problems.append(str(e))

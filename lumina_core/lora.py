@@ -19,6 +19,7 @@ from torch import nn
 from . import weights
 from .documents import read_json
 from .errors import CheckpointError, InputError
+from .files import user_path
 from .nf4 import NF4Linear
 from .quant import quantise, restore
 
@@ -112,7 +113,7 @@ def read(path: str | Path, transformer: nn.Module) -> Lora:
 
     Raises `InputError` when there is no such file, `CheckpointError` naming keys when any of it does not fit.
     """
-    file = _file(Path(path).expanduser())
+    file = _file(user_path(path))
     shapes = {
         name: (m.out_features, m.in_features) if isinstance(m, nn.Linear) else tuple(m.weight.shape)
         for name, m in transformer.named_modules()

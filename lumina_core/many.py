@@ -17,7 +17,7 @@ from .errors import InputError, LuminaError
 from .families import Model
 from .files import cannot_write, write_whole
 from .image import open_picture
-from .prompt_file import Line, PromptFile
+from .prompt_file import FREE, Line, PromptFile
 from .prompts import Prompt
 from .sampling import Event, PictureFinished, Progress, Sampling, generate
 from .sampling.abreast import MOST, Abreast
@@ -63,9 +63,9 @@ def run(
 ) -> Done:
     """Draws the picture of every line of `file` into `out`; pictures that stand there with the same settings are kept.
 
-    Settings a line leaves out are `defaults`', its size is `size` (None: the model chooses). A picture is named after
-    its line, or after the line's "name"; its PNG tells prompt, settings and `about`. Pictures of one size and the same
-    settings are drawn side by side, `at_once` or as many as fit, each as it would be alone.
+    Settings a line leaves out are `defaults`', its size is `size` (None: the model chooses, as it does for "free"). A
+    picture is named after its line, or after the line's "name"; its PNG tells prompt, settings and `about`. Pictures of
+    one size and the same settings are drawn side by side, `at_once` or as many as fit, each as it would be alone.
 
     All lines are checked before anything is drawn: an `InputError` names file, line and key. A picture that cannot be
     drawn is among those that failed. `report(done, total, text)` counts tokens.
@@ -106,7 +106,8 @@ def read(
     owner: dict[str, int] = {}
     for line in asked.lines:
         try:
-            fresh = _jobs(model, line, out, defaults, line.size or size, about or {})
+            wanted = None if line.size == FREE else line.size or size
+            fresh = _jobs(model, line, out, defaults, wanted, about or {})
         except InputError as e:
             raise InputError(f"{asked.path}, line {line.number}: {e}") from None
         for job in fresh:

@@ -13,6 +13,7 @@ from .errors import InputError
 from .sampling import Sampling
 
 LARGEST = 64 << 20  # bytes of a file
+FREE = "free"  # the size that leaves it to the model
 SETTINGS = {f.name: str(f.type).removesuffix(" | None") for f in dataclasses.fields(Sampling)}
 KEYS = ("prompt", "size", "task", "name", *SETTINGS)
 KINDS = {  # by annotation: what a value may be, and how it is called
@@ -33,7 +34,7 @@ class Line:
     number: int
     prompt: str
     task: str
-    size: tuple[int, int] | None  # (width, height) in pixels; None: not given
+    size: tuple[int, int] | str | None  # (width, height) in pixels, or FREE; None: not given
     name: str  # of the picture, without .png
     settings: Mapping = field(repr=False)  # those of `Sampling` that are given
 
@@ -118,11 +119,13 @@ def _value(given: Mapping, key: str, kind: str):
     return value
 
 
-def _size(given: Mapping) -> tuple[int, int]:
+def _size(given: Mapping) -> tuple[int, int] | str:
+    if given["size"] == FREE:
+        return FREE
     m = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(given["size"]))
     if not m:
         raise InputError(
-            f'\'size\' is {json.dumps(given["size"])}; write "WIDTHxHEIGHT", for example "96x64".'
+            f'\'size\' is {json.dumps(given["size"])}; write "WIDTHxHEIGHT", for example "96x64", or "free".'
         )
     return int(m[1]), int(m[2])
 

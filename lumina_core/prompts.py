@@ -25,7 +25,8 @@ class Template:
     same_size: bool = False  # the answer has the size of the picture given, unless another is asked for
     subject: str = ""  # what {subject} says when nothing else is given
     text_optional: bool = False  # {prompt} may be empty
-    asks: str = "what to draw, for example 'a red circle, white background'"  # what {prompt} is to say
+    # what {prompt} is to say
+    asks: str = "what to draw, for example 'a red circle in the center, white background'"
     like: str = ""  # the task it is trained as, where it is a special case of another
 
     def needs_text(self, wording: str) -> bool:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
-from . import Answered, Chat, InputError, Model, Progress, Prompt, Restoration, Sampling, generate, many
-from .commands import Say, open_model, sampling_of, writable_folder
+from . import (
+    Answered,
+    Chat,
+    InputError,
+    LuminaError,
+    Model,
+    Progress,
+    Prompt,
+    Restoration,
+    RowFinished,
+    Sampling,
+    generate,
+    many,
+)
+from .commands import Bar, Say, open_model, sampling_of, weights_told, writable_folder
 from .image import open_picture
 
 
@@ -27,16 +42,16 @@ def run_restore(args: argparse.Namespace, say: Say) -> None:
     model.template("restore")  # refuses a checkpoint without the task
     sampling = sampling_of(model, args, "restore")
     job = Restoration(model, picture, args.scale, seed=args.seed, tiling=args.tiling, colour=args.color_fix)
-    abreast = job.abreast(job.prompts(), sampling)
-    with tqdm(desc="restoring", unit="token", delay=2, disable=None, leave=False, file=sys.stderr) as bar:
+    abreast = job.abreast(job.prompts(partial(Bar, "encoding", "tile")), sampling)
+    with Bar("restoring") as bar:
         for event in job.draw(abreast, abreast.at_once()):
             if isinstance(event, Progress):
-                bar.total = event.total
-                bar.update(event.done - bar.n)
-    done = job.finish()
+                bar.at(event.done, event.total)
+    done = job.finish(partial(Bar, "decoding", "tile"))
     for line in done.lines():
         say(line)
-    info = {"image": args.image.name, "scale": args.scale, "model": model.name, **asdict(sampling)}
+    info = {"image": args.image.name, "scale": args.scale, "model": model.name}
+    info |= weights_told(args) | asdict(sampling)
     for file, pixels in zip(files, (done.picture, done.outlined()), strict=False):
         many.save(file, Image.fromarray(pixels), info)
         say(str(file))
@@ -57,22 +72,27 @@ def run_chat(args: argparse.Namespace, say: Say) -> None:
     model = open_model(args)
     model.template("chat")  # refuses a checkpoint without the task before anything is asked
     sampling = sampling_of(model, args, "chat")
-    talk = Talk(model, sampling, args.out, say)
+    talk = Talk(model, sampling, args.out, say, weights_told(args))
     if args.question is not None:
         talk.turn(args.question, pictures)
         return
     if sys.stdin.isatty():
         say(f"{model.name}: ask; an empty line ends the conversation")
     while question := ask():
-        talk.turn(question, pictures)
-        pictures = []
+        try:
+            talk.turn(question, pictures)
+        except LuminaError as e:  # the conversation goes on as if this had not been asked
+            sys.stderr.write(f"error: {e}\n")
+        else:
+            pictures = []
 
 
 class Talk:
     """A conversation on the terminal."""
 
-    def __init__(self, model: Model, sampling: Sampling, folder: Path, say: Say):
-        self.model, self.sampling, self.folder, self.say = model, sampling, folder, say
+    def __init__(self, model: Model, sampling: Sampling, folder: Path, say: Say, about: Mapping):
+        """`about` is what the PNGs of drawn pictures tell of the weights."""
+        self.model, self.sampling, self.folder, self.say, self.about = model, sampling, folder, say, about
         self.chat = Chat(model.family.id)
         self.drawn = 0
 
@@ -82,7 +102,7 @@ class Talk:
         answer = written(self.model, chat.prompt(self.model), self.sampling, self.say)
         for grid in answer.pictures:
             file = writable_folder(self.folder) / f"picture_{self.drawn:02d}.png"
-            info = {"prompt": question, "model": self.model.name, **asdict(self.sampling)}
+            info = {"prompt": question, "model": self.model.name, **self.about, **asdict(self.sampling)}
             many.save(file, Image.fromarray(self.model.decode(grid.codes)), info)
             self.say(str(file))
             self.drawn += 1
@@ -90,15 +110,24 @@ class Talk:
 
 
 def written(model: Model, prompt: Prompt, sampling: Sampling, say: Say) -> Answered:
-    """The answer to a prompt, its text said while it is written."""
-    answer, said = Answered(model), 0
-    for event in generate(model.transformer, model.vocabulary, prompt, sampling):
-        if answer.note(event):
-            text = answer.text
-            # a character may come in several tokens
-            whole = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
-            say(text[said:whole], end="")
-            said = max(said, whole)
+    """The answer to a prompt, its text said while it is written, with a progress bar while a picture is drawn."""
+    answer, said, bar = Answered(model), 0, None
+    with ExitStack() as shown:
+        for event in generate(model.transformer, model.vocabulary, prompt, sampling):
+            if isinstance(event, RowFinished) and bar is None:
+                if said and sys.stderr.isatty():
+                    sys.stderr.write("\n")  # the bar stands below the text, not on it
+                bar = shown.enter_context(Bar("drawing"))
+            elif isinstance(event, Progress) and bar is not None:
+                bar.at(event.done, event.total)
+            elif answer.note(event):
+                shown.close()  # before any more is said
+                bar = None
+                text = answer.text
+                # a character may come in several tokens
+                whole = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+                say(text[said:whole], end="")
+                said = max(said, whole)
     say(answer.text[said:])
     return answer
 

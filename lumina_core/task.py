@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from . import InputError, Model, Sampling, ask, detections, many, task_of
-from .commands import Say, draw_grids, open_model, sampling_of, writable_folder
+from .commands import Bar, Say, decoded, draw_grids, open_model, sampling_of, weights_told, writable_folder
 from .files import write_whole
 from .talk import read_picture
 
@@ -22,12 +23,19 @@ def run_task(args: argparse.Namespace, say: Say) -> None:
     if bool(args.image) == (args.name == "pair"):
         what = "draws from words and takes no --image" if args.image else "needs a picture: --image FILE"
         raise InputError(f"Task '{args.name}' {what}.")
+    if args.resolution and args.size:
+        raise InputError("--size and --resolution both say how large the model works; give one of them.")
+    if args.resolution and args.name == "pair":
+        raise InputError(
+            "--resolution follows a picture's proportions, and 'pair' is given none; give --size."
+        )
     images = [read_picture(file) for file in args.image]
     writable_folder(out.parent)
     model = open_model(args)
     task = task_of(model, args.name, args.kind, args.subject)
     sampling = sampling_of(model, args, task)
-    about = {"task": task, "prompt": args.prompt, "model": model.name, **asdict(sampling)}
+    about = {"task": task, "prompt": args.prompt, "model": model.name}
+    about |= weights_told(args) | asdict(sampling)
     if args.name == "pair":
         pictures = drawn_pairs(model, task, args, sampling)
     else:
@@ -50,17 +58,20 @@ def answers_to(
     """The answers (H, W, 3) about each picture; boxes that were found are drawn, said and written beside `out`."""
     whole = args.name != "subject"
     fit = args.fit or ("stretch" if whole else "crop")
-    size = args.size or (None if whole else model.own_size(task))
-    how = {"fit": fit, "size": size, "template": args.template, "subject": args.subject}
-    requests = [ask(model, task, image, args.prompt, **how) for image in images]
+    size = args.size or (None if whole or args.resolution else model.own_size(task))
+    how = {"fit": fit, "size": size, "side": args.resolution}
+    how |= {"template": args.template, "subject": args.subject}
+    requests = [ask(model, task, image, args.prompt, **how) for image in Bar("encoding", "picture", images)]
     answers = [
         (request, request.panel(grid))
         for n, request in enumerate(requests)
         for grid in draw_grids(model, request.prompt, sampling, f"drawing {n + 1} of {len(requests)}")
     ]
     if task != "detect":
-        return [request.place(model.decode(grid.codes), keep_size=whole) for request, grid in answers]
-    found = detections(model, answers, args.prompt.strip())
+        drawn = decoded(model, [grid for _, grid in answers])
+        keep_size = whole and args.keep_size
+        return [request.place(one, keep_size) for (request, _), one in zip(answers, drawn, strict=True)]
+    found = detections(model, answers, args.prompt.strip(), partial(Bar, "looking", "picture"))
     text = found.json()
     write_whole(out.with_suffix(".json"), lambda part: part.write_text(text + "\n", "utf-8"))
     say(text)
@@ -72,4 +83,4 @@ def drawn_pairs(model: Model, task: str, args: argparse.Namespace, sampling: Sam
     size = args.size or model.own_size(task)
     prompt = model.prompt(args.prompt, task=task, size=size, template=args.template or None)
     grids = draw_grids(model, prompt, sampling)
-    return [model.decode(panel.codes) for grid in grids for panel in grid.split()]
+    return decoded(model, [panel for grid in grids for panel in grid.split()])

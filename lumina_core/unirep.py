@@ -34,9 +34,10 @@ class TokenGrid:
 
 def check_codes(codes: torch.Tensor, count: int, whose: str = "this checkpoint") -> None:
     """Raises an `InputError` where codes (...) are not all among the `count` that a checkpoint has."""
-    if codes.numel() and int(codes.max()) >= count:
+    ends = (int(codes.min()), int(codes.max())) if codes.numel() else ()
+    if odd := [code for code in ends if not 0 <= code < count]:
         raise InputError(
-            f"The tokens hold code {int(codes.max())}; {whose} has {count} codes. Take the checkpoint that drew them, "
+            f"The tokens hold code {odd[0]}; {whose} has {count} codes. Take the checkpoint that drew them, "
             "or encode their picture with this one."
         )
 

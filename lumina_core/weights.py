@@ -147,6 +147,17 @@ def shard_names(folder: Path) -> list[str]:
 
     A `CheckpointError` says so when the folder holds no weights, or an index that cannot be trusted.
     """
+    names = named_shards(folder)
+    if not names:
+        raise CheckpointError(
+            f"No weights in {folder}: 'model.safetensors', or 'model.safetensors.index.json' with its shards, "
+            "is expected there. Download them into that folder."
+        )
+    return names
+
+
+def named_shards(folder: Path) -> list[str]:
+    """As `shard_names`; none where the folder holds no weights."""
     for index in (folder / name for name in INDEXES):
         if not index.exists():
             continue
@@ -165,11 +176,6 @@ def shard_names(folder: Path) -> list[str]:
         return _not_too_many(folder, names)
     names = _names_without_index(folder, "model", ".safetensors")
     names = names or _names_without_index(folder, "pytorch_model", ".bin")
-    if not names:
-        raise CheckpointError(
-            f"No weights in {folder}: 'model.safetensors', or 'model.safetensors.index.json' with its shards, "
-            "is expected there. Download them into that folder."
-        )
     return _not_too_many(folder, sorted(names))
 
 

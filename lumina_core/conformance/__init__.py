@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..documents import read_json
 from ..errors import InputError, LuminaError
+from ..files import user_path
 from . import decoding, distribution, geometry, networks, speculative, texts
 from .case import Case, Mismatch, Skipped
 
@@ -38,13 +39,17 @@ KINDS: dict[str, Callable[[Case], None]] = {
 __all__ = ["KINDS", "run"]
 
 
-def run(folder: str | Path, report: Callable[[str], None]) -> tuple[int, int, int]:
+def run(
+    folder: str | Path,
+    report: Callable[[str], None],
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> tuple[int, int, int]:
     """Runs every case of `folder`/index.json; numbers of passed, failed and skipped cases.
 
     `report` is given a line for each failed case (what was expected, what came, where), one for each skipped case
-    with the reason, and the summary last. Without an index: `InputError`.
+    with the reason, and the summary last; `progress(done, total)` counts cases. Without an index: `InputError`.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / "index.json").is_file():
         raise InputError(f"There is no index.json in {folder}; a folder of golden cases has one.")
     index = read_json(folder / "index.json")
@@ -52,7 +57,7 @@ def run(folder: str | Path, report: Callable[[str], None]) -> tuple[int, int, in
     cases = index.get("cases", [])
     if not isinstance(cases, list) or not all(isinstance(entry, dict) for entry in cases):
         raise InputError(f"{folder / 'index.json'}: 'cases' is no list of objects.")
-    for entry in cases:
+    for done, entry in enumerate(cases, 1):
         name = entry.get("id", entry.get("kind"))
         try:
             run_case(Case(folder, entry))
@@ -65,6 +70,7 @@ def run(folder: str | Path, report: Callable[[str], None]) -> tuple[int, int, in
         except Exception as e:  # a case that trips the code is a failed case, and the others still run
             failed += 1
             report(f"FAILED {name}: {type(e).__name__}: {_line(e)}")
+        progress(done, len(cases))
     for line in skipped:
         report(line)
     if skipped:

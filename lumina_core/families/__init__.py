@@ -13,6 +13,7 @@ from torch import nn
 from .. import checkpoint, quant, weights
 from ..checkpoint import Checkpoint, TokenNames
 from ..errors import CheckpointError, InputError
+from ..files import user_path
 from ..shortage import empty_caches, told
 from ..text import Tokenizer
 from ..transformer import Transformer
@@ -70,7 +71,11 @@ def listing(folders: Sequence[str | Path]) -> dict[str, Path]:
     what a checkpoint really is shows on opening it.
     """
     found: dict[str, Path] = {}
-    for folder in (Path(f).expanduser() for f in folders):
+    for said in folders:
+        try:
+            folder = user_path(said)
+        except InputError:
+            continue
         for path in _checkpoints_in(folder, checkpoint.DEPTH):
             found.setdefault(path.relative_to(folder).as_posix(), path)
     return found
@@ -143,10 +148,11 @@ def find(name: str | Path, folders: Sequence[str | Path] = ()) -> Path:
     inside = bundled()
     if str(name) in inside:
         return inside[str(name)]
-    bases = [Path(), *(Path(f).expanduser() for f in folders)]
-    for path in (base / Path(name).expanduser() for base in bases):
+    given, bases = user_path(name), [Path(), *map(user_path, folders)]
+    for path in (base / given for base in bases):
         path = path.resolve() if path.name in ("", "..") else path  # else it has neither name nor parent
         for candidate in (path, path.with_name(path.name + ".safetensors") if path.name else path):
+            candidate = user_path(candidate)
             if candidate.is_dir() or (candidate.is_file() and candidate.suffix == ".safetensors"):
                 return candidate
             if candidate.is_file():
@@ -264,29 +270,27 @@ def find_vq(
             faults.append(
                 f"{file} holds no image tokenizer of {family.title}; replace it by {family.vq_hint}."
             )
-    raise CheckpointError(_no_vq(found, family, vq_path, others, faults))
+    raise CheckpointError(faults[0] if faults else _no_vq(found, family, vq_path, vq_folders, others))
 
 
 def vq_file(name: str | Path, vq_folders: Sequence[str | Path] = ()) -> Path:
     """Where the image tokenizer of a checkpoint is; parameters and errors as in `load`. Reads headers only."""
     found = checkpoint.find(find(name))
     names = TokenNames.scan(found.tokenizer_text(), found.tokenizer_settings(), str(found.tokenizer_file))
-    return find_vq(
-        found, identify(source_of(found, names)), None, [Path(f).expanduser() for f in vq_folders]
-    )[0]
+    return find_vq(found, identify(source_of(found, names)), None, [user_path(f) for f in vq_folders])[0]
 
 
 def _no_vq(
-    found: Checkpoint, family: Family, vq_path: Path | None, others: list[str], faults: list[str]
+    found: Checkpoint, family: Family, vq_path: Path | None, vq_folders: Sequence[Path], others: list[str]
 ) -> str:
-    if faults:
-        return faults[0]
     home = found.path if found.path.is_dir() else found.path.parent
     if vq_path is not None:
         seen = others[0] if others else f"{vq_path} is no image tokenizer"
         return f"{seen}; {family.title} needs {family.vq_hint}. Point vq_path to that file."
     seen = f" ({others[0]})" if others else ""
-    return f"The image tokenizer of {family.title} is missing{seen}: put {family.vq_hint}, into {home}."
+    more = ", ".join(map(str, vq_folders))
+    also = f", or into one of the other folders searched: {more}" if more else ""
+    return f"The image tokenizer of {family.title} is missing{seen}: put {family.vq_hint}, into {home}{also}."
 
 
 @dataclass(frozen=True)
@@ -320,12 +324,8 @@ def open_parts(
         plain = Transformer(config, weights.Bare)
     expected = quant.stored_shapes(plain, found.entries)
     weights.check(expected, found.entries, f"{family.title} transformer", found.path)
-    file, entries = find_vq(
-        found,
-        family,
-        Path(vq_path).expanduser() if vq_path else None,
-        [Path(f).expanduser() for f in vq_folders],
-    )
+    given = user_path(vq_path) if vq_path else None
+    file, entries = find_vq(found, family, given, [user_path(f) for f in vq_folders])
     with torch.device("meta"):
         vq = family.vq_from_shapes({n: e.shape for n, e in entries.items()}, weights.Bare)
     vq_expected = weights.shapes_in(vq)

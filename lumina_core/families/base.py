@@ -176,7 +176,12 @@ class Family(ABC):
         if entry.needs_text(template or entry.text) and not text.strip():
             raise InputError(f"The prompt is empty; say {entry.asks}.")
         if entry.images is not None and len(images) != entry.images:
-            raise InputError(f"Task '{entry.task}' takes {entry.images} picture(s); {len(images)} given.")
+            count = f"{entry.images} picture{'s' * (entry.images != 1)}"
+            way = f"Connect {count} to" if entry.images else "Leave out"
+            raise InputError(
+                f"Task '{entry.task}' takes {count}; {len(images)} given. {way} the input image (on the command line: "
+                "--image FILE)."
+            )
 
     def word(
         self, entry: Template, text: str, units: tuple[int, int] | None, template: str | None, subject: str

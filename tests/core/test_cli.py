@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumina_core import commands
 from lumina_core.cli import main
+from lumina_core.prompts import Template
+from lumina_core.training.measures import nearest_names
 
 ROOT = Path(__file__).parent.parent.parent
+RED = "a red circle"
 
 
 def run(*args: object) -> int:
@@ -45,6 +49,48 @@ def test_a_batch_holds_the_pictures_drawn_alone(tiny_folder, tmp_path):
     assert np.array_equal(second, alone)
 
 
+class Terminal(io.StringIO):
+    """Takes what is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What stands there in the end, empty lines left out."""
+        rows = []
+        for written in self.getvalue().split("\n"):
+            row = ""
+            for over in written.split("\r"):
+                row = over + row[len(over) :]
+            rows.append(row.strip())
+        return [row for row in rows if row]
+
+
+def on_terminal(monkeypatch) -> Terminal:
+    """Standard error from now on, where progress bars are shown without delay."""
+    monkeypatch.setattr(commands, "PATIENCE", 0)
+    monkeypatch.setattr(sys, "stderr", there := Terminal())
+    return there
+
+
+def test_loading_and_drawing_have_their_bars_and_leave_nothing(tiny_folder, tmp_path, monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    out = tmp_path / "a.png"
+    assert run("generate", RED, "--model", tiny_folder, "--size", "64x64", "--out", out) == 0
+    assert all(label in terminal.getvalue() for label in ("loading", "drawing", "decoding"))
+    assert terminal.lines() == []
+
+
+def test_conformance_has_a_bar_that_its_lines_are_not_mixed_with(tmp_path, monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    cases = [{"id": n, "kind": "crop_size_list", "family": "none", "files": {}} for n in range(3)]
+    (tmp_path / "index.json").write_text(json.dumps({"cases": cases}), "utf-8")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run("conformance", tmp_path) == 1
+    assert "checking" in terminal.getvalue()
+    assert [line.split()[0] for line in terminal.lines()] == ["FAILED"] * 3 + ["0"]
+
+
 def broken(tiny_folder: Path, folder: Path, name: str) -> Path:
     """A copy of the checkpoint with one fault."""
     shutil.copytree(tiny_folder, folder)
@@ -71,7 +117,7 @@ def broken(tiny_folder: Path, folder: Path, name: str) -> Path:
     ("fault", "words"),
     [
         ("truncated", "model.safetensors is cut short"),
-        ("missing weights", "No weights in"),
+        ("missing weights", r"lacks model\*\.safetensors\. Download them"),
         ("missing tokenizer", "tokenizer.json is missing"),
         ("missing image tokenizer", "image tokenizer .* is missing"),
         ("not JSON", "cannot be read as JSON"),
@@ -105,6 +151,70 @@ def test_a_bad_option_gets_one_line_and_status_2(tiny_folder, tmp_path, monkeypa
     assert run("generate", "a red circle", *model, *options) == 2
     refused_with(capsys, words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "x" * 300])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", RED, "--model"),
+        ("generate", RED, "--model", "nano-mgpt2", "--vq"),
+        ("generate", RED, "--model", "nano-mgpt2", "--lora"),
+        ("inspect",),
+        ("conformance",),
+        ("download", "PURE"),
+        ("describe", "--image"),
+        ("train", "nano-mgpt2", "--start-from"),
+    ],
+)
+def test_a_path_that_can_be_none_gets_one_line_and_status_2(tmp_path, monkeypatch, capsys, words, path):
+    monkeypatch.chdir(tmp_path)
+    assert run(*words, path) == 2
+    refused_with(capsys, path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "required: VERB"),
+        (("paint",), "invalid choice: 'paint'"),
+        (("generate", RED, "--size", "big"), "'big' is no size; write WIDTHxHEIGHT"),
+        (("task", "fly"), "invalid choice: 'fly'"),
+        (("train", "nano-mgpt2", "--threads", "many"), "invalid int value: 'many'"),
+    ],
+)
+def test_what_is_no_option_gets_one_line_and_status_2(capsys, words, says):
+    with pytest.raises(SystemExit) as ended:
+        run(*words)
+    assert ended.value.code == 2
+    refused_with(capsys, rf"^error: .*{says}.* \(see `python -m lumina_core.* --help`\)$")
+
+
+def test_too_few_threads_get_one_line_and_status_2(tmp_path, capsys):
+    assert run("train", "nano-mgpt2", "--threads", -1, "--out", tmp_path / "run") == 2
+    refused_with(capsys, "--threads is -1; it may be 0")
+
+
+def test_a_lora_for_random_weights_gets_one_line_and_status_2(capsys):
+    assert run("bench", "--random", "pure", "--lora", "style.safetensors") == 2
+    refused_with(capsys, "--lora changes a checkpoint's weights")
+
+
+def test_what_the_system_refuses_gets_one_line_and_status_2(monkeypatch, capsys):
+    def refused(*args):
+        raise PermissionError(13, "Permission denied", "secret.png")
+
+    monkeypatch.setattr(commands, "run_inspect", refused)
+    assert run("inspect", "any") == 2
+    refused_with(capsys, r"^error: 'secret.png' cannot be used \(Permission denied\)")
+
+
+def test_whoever_stops_reading_is_not_told_of_it():
+    command = [sys.executable, "-m", "lumina_core", "inspect", "nano-mgpt2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as program:
+        program.stdout.close()
+        assert (program.stderr.read(), program.wait(timeout=60)) == ("", 1)
 
 
 def test_an_empty_prompt_gets_one_line_and_status_2(tiny_folder, tmp_path, capsys):
@@ -201,3 +311,15 @@ def test_a_file_of_prompts_is_drawn_once_and_resumed(tiny_folder, tmp_path, caps
 def test_generate_without_words_says_what_to_give(capsys):
     assert run("generate") == 2
     refused_with(capsys, "give a PROMPT, or --prompts")
+
+
+def test_the_examples_of_the_readme_and_of_an_empty_prompt_are_drawn_as_they_say(tmp_path):
+    line = re.search(r'`(\{"prompt": .*?\})`', (ROOT / "README.md").read_text("utf-8"))[1]
+    advised = re.search("'(.+)'", Template("any", "").asks)[1]
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    file.write_text(f"{line}\n{json.dumps({'prompt': advised})}\n", "utf-8")
+    assert run("generate", "--prompts", file, "--out", out) == 0
+    for picture in sorted(out.iterdir()):
+        seen = nearest_names(np.asarray(Image.open(picture)))
+        middle, corner = seen[len(seen) // 2, len(seen[0]) // 2], seen[2, -3]
+        assert (middle, corner) == ("red", "white"), picture.name

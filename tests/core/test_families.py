@@ -364,3 +364,8 @@ def test_an_item_that_is_one_drawn_picture_can_lose_its_prompt(models):
     assert without_prompt(*two, v) is None
     text = encode_training([f"{IMAGE}", "a cat"], [drawn], m.tokenizer, v)
     assert without_prompt(*text, v) is None
+
+
+def test_a_task_without_its_picture_says_what_to_connect(tiny_model):
+    with pytest.raises(InputError, match=r"takes 1 picture; 0 given\. Connect 1 picture to .*--image FILE"):
+        tiny_model.prompt("", task="depth")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_core import InputError, PictureFinished, Sampling, generate, many
+from lumina_core import InputError, PictureFinished, Sampling, TokenGrid, commands, generate, many
 from lumina_core.cli import main
 from lumina_core.sampling import abreast, room
 
@@ -315,6 +315,45 @@ def test_the_global_noise_is_left_alone(tiny_model, tmp_path):
 def refused(capsys, *args) -> str:
     assert main(["generate", *map(str, args)]) == 2
     return capsys.readouterr().err
+
+
+def test_a_line_may_leave_its_size_to_the_model(tiny_model, tmp_path):
+    lines = {"prompt": RED}, {"prompt": RED, "size": "free"}, {"prompt": BLUE, "size": "free"}
+    jobs = many.read(tiny_model, write(tmp_path, *lines), tmp_path, PLAIN, (32, 32))
+    assert [job.prompt.units for job in jobs] == [(1, 1), None, None]
+    assert [len(batch) for batch in many._batches(jobs, 8)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("way", ["one", "many"])
+def test_the_command_line_may_leave_the_size_to_the_model(tiny_folder, tmp_path, monkeypatch, way):
+    asked = []
+
+    def drawn(transformer, vocabulary, prompt, sampling):
+        asked.append(prompt.units)
+        yield PictureFinished(0, TokenGrid(torch.zeros(8, 4, dtype=torch.int64), prompt.family))
+
+    for module in (commands, many):
+        monkeypatch.setattr(module, "generate", drawn)
+    words = [RED] if way == "one" else ["--prompts", write(tmp_path, {"prompt": RED})]
+    options = [
+        "--model",
+        tiny_folder,
+        "--size",
+        "free",
+        "--out",
+        tmp_path / ("a.png" if way == "one" else "out"),
+    ]
+    assert main(["generate", *map(str, [*words, *options])]) == 0
+    assert asked == [None]
+
+
+def test_batch_beside_prompts_is_the_most_drawn_side_by_side(tiny_folder, tmp_path, monkeypatch):
+    seen, batches = [], many._batches
+    monkeypatch.setattr(many, "_batches", lambda jobs, most: seen.append(most) or batches(jobs, most))
+    options = ["--prompts", write(tmp_path, {"prompt": RED}), "--model", tiny_folder, "--size", "32x32"]
+    for more in ([], ["--batch", 2]):
+        assert main(["generate", *map(str, [*options, "--out", tmp_path / "out", *more])]) == 0
+    assert seen == [abreast.MOST, 2]
 
 
 def test_what_needs_no_model_is_checked_before_one_is_loaded(tmp_path, capsys):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_core.cli import main
+from lumina_core import AnswerFinished, PictureFinished, Progress, RowFinished, TextPiece, talk
+from lumina_core.cli import main, say
 from lumina_core.training import measures, world
 from tests.core import checkpoints as ck
-from tests.core.test_cli import refused_with
+from tests.core.test_cli import on_terminal, refused_with
 
 
 def run(*args: object) -> int:
@@ -43,9 +47,35 @@ def test_restore_writes_the_picture_and_its_plan_and_tells_the_tiles(folders, tm
     assert said[-2:] == [str(out), str(plan)]
     assert len([line for line in said if re.match(r"tile \d+ \(x \d+-\d+, y \d+-\d+\): ", line)]) == 6
     pixels = np.asarray(Image.open(out))
+    assert {"lora", "precision"} <= json.loads(Image.open(out).text["lumina_mgpt"]).keys()
     assert pixels.shape == np.asarray(Image.open(plan)).shape == (40, 60, 3)
     assert run(*common, "--out", tmp_path / "b.png", "--seed", 1) == 0
     assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "b.png")))
+
+
+def test_every_part_of_a_restoration_has_its_bar(folders, tmp_path, monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    common = ("restore", "--image", folders["image"], "--model", folders["pure"], "--scale", "2")
+    assert run(*common, "--out", tmp_path / "a.png") == 0
+    assert all(label in terminal.getvalue() for label in ("loading", "encoding", "restoring", "decoding"))
+    assert terminal.lines() == []
+
+
+def test_a_bar_stands_below_the_words_and_is_gone_before_more_come(monkeypatch):
+    terminal = on_terminal(monkeypatch)
+
+    def piece(text: str) -> TextPiece:
+        return TextPiece(0, tuple(map(ord, text)))
+
+    picture = [Progress(1, 9), RowFinished(None, (1, 1)), Progress(9, 9), PictureFinished(0, None)]
+    events = [piece("Here it is:"), *picture, piece("Like "), piece("it?"), AnswerFinished(0, (), "stop")]
+    monkeypatch.setattr(talk, "generate", lambda *args: iter(events))
+    monkeypatch.setattr(sys, "stdout", terminal)
+    words = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
+    model = SimpleNamespace(tokenizer=words, transformer=None, vocabulary=None)
+    talk.written(model, None, None, say)
+    assert "drawing" in terminal.getvalue()
+    assert terminal.lines() == ["Here it is:", "Like it?"]
 
 
 def test_a_question_is_answered_on_standard_output(folders, tmp_path, capsys):
@@ -87,6 +117,16 @@ def test_without_a_question_the_terminal_is_asked_until_an_empty_line(folders, t
     assert two.startswith(one) and len(two) > len(one)
 
 
+def test_a_bad_question_does_not_end_the_conversation(folders, tmp_path, capsys, monkeypatch):
+    common = ("chat", "--model", folders["mgpt1"], "--max-tokens", 8, "--out", tmp_path)
+    assert run(*common, "and this?") == 0
+    alone = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is <|image|>?\nand this?\n"))
+    assert run(*common) == 0
+    said = capsys.readouterr()
+    assert said.out == alone and said.err.startswith("error: The question places 1 picture")
+
+
 @pytest.mark.parametrize(
     ("verb", "options", "words"),
     [
@@ -97,6 +137,9 @@ def test_without_a_question_the_terminal_is_asked_until_an_empty_line(folders, t
         ("restore", ("--model", "pure", "--image", "none.png"), "no file 'none.png'"),
         ("chat", ("--model", "mgpt2", "hello"), "has no task 'chat'"),
         ("chat", ("--model", "mgpt1", " "), "question is empty"),
+        ("chat", ("--model", "mgpt1", "--lora", "none.safetensors", "hello"), "There is no LoRA"),
+        ("chat", ("--model", "mgpt1", "--text-top-k", "-1", "hello"), "text_top_k is -1"),
+        ("restore", ("--model", "pure", "--lora", "none.safetensors"), "There is no LoRA"),
         ("chat", ("--model", "mgpt1", "--image", __file__, "hello"), "cannot be read as a picture"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.core import checkpoints as ck
-from tests.core.test_cli import refused_with, run
+from tests.core.test_cli import on_terminal, refused_with, run
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,26 @@ def test_a_task_writes_a_picture_of_the_picture_s_size(folders, pictures, tmp_pa
     assert told["task"].startswith(name) and told["prompt"] == "a cat"
     if name == "depth":
         assert (told["cfg"], told["image_top_k"]) == {"mgpt1": (1.0, 200), "mgpt2": (4.0, 4096)}[family]
+
+
+def test_every_part_of_a_task_has_its_bar(folders, pictures, tmp_path, monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    options = ("--image", pictures[0], "--size", "32x32", "--out", tmp_path / "a.png")
+    assert run("task", "depth", "--model", folders["mgpt1"], *options) == 0
+    labels = ("loading", "encoding", "drawing", "decoding")
+    assert all(label in terminal.getvalue() for label in labels) and terminal.lines() == []
+
+
+def test_the_size_it_works_at_follows_the_resolution_and_may_be_kept(folders, pictures, tmp_path):
+    out = tmp_path / "a.png"
+    options = ("--image", pictures[0], "--resolution", 64, "--text-top-k", 3, "--out", out)
+    for kept in (True, False):
+        how = "--keep-size" if kept else "--no-keep-size"
+        assert run("task", "depth", "--model", folders["mgpt1"], *options, how) == 0
+        with Image.open(out) as picture:
+            width, height = picture.size
+            assert (width, height) == (70, 50) if kept else width * height <= 64 * 64 and width % 32 == 0
+            assert json.loads(picture.text["lumina_mgpt"])["text_top_k"] == 3
 
 
 def test_several_pictures_and_a_batch_are_numbered(folders, pictures, tmp_path):
@@ -83,6 +103,10 @@ def test_a_subject_has_the_size_asked_for_and_a_pair_is_two_pictures(folders, pi
         ("edit", ("--image", "RGB"), "The prompt is empty; say what to change"),
         ("normals", ("--image", "RGB"), "has no task 'normals'; .* Load .*Omni for it"),
         ("depth", ("--image", "RGB", "--size", "64x40"), "height is 40"),
+        ("depth", ("--image", "RGB", "--resolution", "40"), "resolution is 40"),
+        ("depth", ("--image", "RGB", "--resolution", "64", "--size", "64x64"), "give one of them"),
+        ("pair", ("--prompt", "a cat", "--resolution", "64"), "'pair' is given none; give --size"),
+        ("depth", ("--image", "RGB", "--lora", "none.safetensors"), "There is no LoRA 'none.safetensors'"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(

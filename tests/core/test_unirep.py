@@ -99,3 +99,11 @@ def test_the_rules_force_what_the_layout_says_and_leave_the_rest_free(grid):
         assert place.guided == (i >= 4)
     assert place_after(tokens, v).kind == "text"
     assert place_after(tokens[:1], v).kind == "text"
+
+
+@pytest.mark.parametrize("code", [-1, 10**6])
+def test_a_code_that_the_checkpoint_has_not_is_refused(tiny_model, code):
+    codes = torch.zeros(4, 4, dtype=torch.int64)
+    codes[1, 2] = code
+    with pytest.raises(InputError, match=f"hold code {code}; .* has .* codes"):
+        tiny_model.decode(codes)

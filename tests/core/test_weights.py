@@ -130,6 +130,8 @@ def test_a_missing_image_tokenizer_is_named_with_size_and_place(tmp_path):
     folder = ck.build(tmp_path / "c", vq=False)
     text = error(folder)
     assert "movqgan_270M.ckpt (1.1 GB)" in text and str(folder) in text
+    places = [tmp_path / "vae", tmp_path / "lumina_mgpt"]
+    assert all(str(place) in error(folder, vq_folders=places) for place in (folder, *places))
 
 
 @pytest.mark.parametrize("family,other", [("mgpt1", "mgpt2"), ("mgpt2", "pure"), ("pure", "mgpt1")])
@@ -211,6 +213,16 @@ def test_a_missing_shard_is_named_with_or_without_index(folder, index):
         (folder / "model.safetensors.index.json").unlink()
     text = error(folder)
     assert "model-00002-of-00002.safetensors" in text and str(folder) in text
+
+
+def test_a_half_fetched_release_lists_all_that_lacks_with_size_and_place(tmp_path):
+    folder = ck.build(tmp_path / "Lumina-mGPT-2.0", shards=4)
+    for name in ("config.json", "tokenizer.json", *(f"model-0000{n}-of-00004.safetensors" for n in (2, 4))):
+        (folder / name).unlink()
+    text = error(folder)
+    assert "config.json, model-00002-of-00004.safetensors (about 3.9 GB), model-00004" in text
+    assert "tokenizer.json. They come from https://huggingface.co/Alpha-VLLM/Lumina-mGPT-2.0;" in text
+    assert f"download Lumina-mGPT-2.0 {tmp_path}" in text
 
 
 @pytest.mark.parametrize(
@@ -318,4 +330,4 @@ def test_another_kind_of_file_or_nothing_there_is_said(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"")
     assert "x.gguf is not a checkpoint" in error(tmp_path / "x.gguf")
     assert "There is no checkpoint" in error(tmp_path / "nothing")
-    assert "config.json is missing" in error(tmp_path)
+    assert "lacks config.json, model*.safetensors, tokenizer.json" in error(tmp_path)

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lumina_core import LuminaError, families, load
+from lumina_core import InputError, LuminaError, families, load
+from lumina_core.files import write_whole
 from tests import tiny
 from tests.core import checkpoints as ck
 from tests.robustness.of_pickles import Canary
@@ -262,3 +263,18 @@ def test_torch_refuses_what_a_pickle_names_before_it_is_called(tmp_path):
         with pytest.raises(LuminaError, match=r"run|plain"):
             load(folder, vq_path=path)
     assert not canary.exists()
+
+
+# names
+
+
+def test_names_that_no_system_takes_are_told_and_listings_pass_them_over(tmp_path):
+    known = tiny.build(tmp_path / "models" / "known")
+    for name in ("~no-such-user/models", "x" * 300, "zero\0byte"):
+        with pytest.raises(InputError, match="cannot be opened|user that is not known"):
+            load(name)
+        assert families.listing([name, known.parent]) == {"known": known}
+    with pytest.raises(
+        InputError, match="cannot be written"
+    ):  # the name fits, what is written beside it does not
+        write_whole(tmp_path / ("x" * 253), lambda part: part.write_text("text"))
