@@ -11,6 +11,7 @@ from .errors import InputError
 from .families import Model
 from .prompts import Prompt
 from .sampling import AnswerFinished, Event, PictureFinished, TextPiece
+from .sampling.text import legible
 from .text import IMAGE
 from .unirep import TokenGrid
 
@@ -60,10 +61,13 @@ class Chat:
 
 
 class Answered:
-    """An answer as it grows: text, and pictures between its words."""
+    """An answer as it grows: text, and pictures between its words.
+
+    No code stands in the text: the sampler draws none outside a picture. Size tokens drawn there are left out of it.
+    """
 
     def __init__(self, model: Model):
-        self.tokenizer = model.tokenizer
+        self.tokenizer, self.vocabulary = model.tokenizer, model.vocabulary
         self.words: list[list[int]] = [[]]  # tokens before, between and behind the pictures
         self.pictures: list[TokenGrid] = []
         self.reason = ""
@@ -71,7 +75,7 @@ class Answered:
     def note(self, event: Event) -> bool:
         """Takes one of the sampler's events; whether the text became longer."""
         if isinstance(event, TextPiece):
-            self.words[-1] += event.tokens
+            self.words[-1] += legible(event.tokens, self.vocabulary)
         elif isinstance(event, PictureFinished):
             self.pictures.append(event.grid)
             self.words.append([])

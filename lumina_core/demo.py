@@ -10,11 +10,16 @@ from .families import Model, bundled, load
 from .request import settings
 from .sheet import Cell, Section, contact_sheet
 from .text import IMAGE
+from .training import world
 from .training.evaluate import Outcome, outcomes
-from .training.examples import Size, example, task_of
+from .training.examples import Example, Size, example, task_of
 from .training.recipes import RECIPES
 
-TITLES = {"restore_tile": "Restore, a piece of a larger picture"}  # of kinds whose names do not say it
+DENOISE = "denoise"  # a kind that the checkpoints are not trained on: it is an edit that changes nothing
+TITLES = {  # of kinds whose names do not say it
+    "restore_tile": "Restore, a piece of a larger picture",
+    DENOISE: "Denoise, the image tokenizer's own noise",
+}
 EACH = {"text_to_image": 2, "edit_panel": 4, "edit": 3, "restore": 6}  # examples of a kind and size; else one
 
 Report = Callable[[str, int, int], object]
@@ -44,14 +49,26 @@ def pools_of(model: Model) -> list[tuple[str, Size]]:
     for kind, size in RECIPES[model.name].examples:
         if task_of(kind) in model.tasks:
             first.setdefault(kind, size)
+    if DENOISE in model.tasks:
+        first[DENOISE] = first["edit"]
     sizes = RECIPES[model.name].sizes
     return [(kind, s) for kind, size in first.items() for s in (sizes if kind == "text_to_image" else [size])]
 
 
 def drawn(model: Model, kind: str, size: Size, numbers: range) -> Iterator[Outcome]:
     """What the checkpoint makes of held-out examples of a kind."""
-    examples = [example(kind, "held-out", n, size) for n in numbers]
+    examples = [held_out(model, kind, n, size) for n in numbers]
     return outcomes(model, examples, numbers, lambda task: settings(model, task))
+
+
+def held_out(model: Model, kind: str, number: int, size: Size) -> Example:
+    """Example `number` of a kind. One to denoise is a picture that went through the image tokenizer once."""
+    if kind != DENOISE:
+        return example(kind, "held-out", number, size)
+    scene = world.scene("held-out", number, *size)
+    picture = world.picture(scene)
+    noisy = model.decode(model.encode(Image.fromarray(picture), size).codes)
+    return Example(DENOISE, "", size, scene, (noisy,), drawn=(picture,))
 
 
 def cell(model: Model, kind: str, outcome: Outcome) -> Cell:

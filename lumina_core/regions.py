@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import InputError
-from .prompts import Prompt
+from .prompts import MGPT1, MGPT2, PURE, Prompt
 from .unirep import UNIT, TokenGrid, Vocabulary, check_codes
 
 if TYPE_CHECKING:
     from .families import Model
+
+# Tasks whose answers are texts, or begin with one.
+WRITTEN = {t.task for table in (MGPT1, MGPT2, PURE) for t in table.values() if t.expects != "image"}
 
 
 def redraw(
@@ -26,6 +29,11 @@ def redraw(
     the grids continues them downwards. Where the prompt gives the first panel, a grid that fits behind it is the wanted
     panel, a larger one the whole picture, of whose first panel nothing is kept. An `InputError` says what does not fit.
     """
+    if prompt.expects != "image" and prompt.task in WRITTEN:
+        raise InputError(
+            f"Task '{prompt.task}' writes text, with a picture behind it at most; tokens can be kept where only a "
+            "picture is drawn. Take a task that only draws, such as text_to_image or edit."
+        )
     if prompt.expects != "image" or prompt.units is None:
         raise InputError(
             f"Task '{prompt.task}' draws a picture of a size that the model chooses; tokens can be kept where the size "

@@ -66,11 +66,8 @@ def working_size(model: Model, task: str, picture: Image.Image, side: int = 0) -
         raise InputError(
             f"resolution is {side}; it may be a multiple of {UNIT} from {UNIT} to {most}, or 0 (the checkpoint's own)."
         )
-    if side or not model.picture_sizes:
-        sizes = model.sizes(side or min(model.square(model.side) if model.side else model.target, most))
-    else:
-        sizes = model.sizes()
-    sizes = [s for s in sizes if s[1] // UNIT * panels in grid]
+    own = None if model.picture_sizes else min(model.target, most)
+    sizes = [s for s in model.sizes(side or own) if s[1] // UNIT * panels in grid]
     return model.family.input_size(*picture.size, sizes)
 
 

@@ -20,6 +20,7 @@ from .prompts import Prompt
 from .sampling import Event, PictureFinished, Sampling, TextPiece
 from .sampling.abreast import Abreast
 from .sampling.logits import noise_key
+from .sampling.text import legible
 from .tiles import TilePlan, blend, one_tile, outlined, plan_tiles
 from .unirep import UNIT, TokenGrid
 
@@ -39,7 +40,7 @@ class Restored:
 
     picture: np.ndarray  # (H, W, 3) bytes
     plan: TilePlan
-    texts: tuple[str, ...]  # what the model wrote about each tile
+    texts: tuple[str, ...]  # what the model wrote about each tile; no codes, as none are drawn in text
 
     def outlined(self) -> np.ndarray:
         """The picture with the tiles' borders and numbers drawn on it."""
@@ -119,7 +120,8 @@ class Restoration:
         """Restores the tiles, `at_once` side by side, and yields the sampler's events."""
         for event in abreast.draw(at_once):
             if isinstance(event, TextPiece):
-                self.words.setdefault(event.index, []).extend(event.tokens)
+                words = legible(event.tokens, self.model.vocabulary)
+                self.words.setdefault(event.index, []).extend(words)
             elif isinstance(event, PictureFinished):
                 self.grids[event.index] = event.grid
             yield event

@@ -17,6 +17,8 @@ STEP = 256 // LEVELS
 ROUNDS = 3  # of moving a colour to the middle of what is near it
 GROWTH = 64  # pixels a region grows at most; what lies further off goes to the kept region of nearest colour
 BLOCK = 1024  # colours compared at once
+MOST_COLOURS = 1536  # that are told apart
+MOST = 256  # segments, bands of fading edges among them
 Watched = Callable[[Sequence], Iterator]
 
 
@@ -50,14 +52,9 @@ def segments(
         raise InputError(f"min_area is {min_area}; it is a share of the picture, from 0 to below 1.")
     values, cells = _cells(pictures)
     counts = np.bincount(cells.ravel(), minlength=len(values))
-    colours = _colours(values, counts, tolerance)
+    colours = _colours(values, counts, tolerance, watched)
     labels = _nearest(values, colours)[cells]
     kept = _kept(labels, colours, tolerance, min_area, watched)
-    if not kept:
-        most = _largest_share(labels, len(colours)).max()
-        raise InputError(
-            f"min_area is {min_area}, but the largest segment covers {most:.4f} of the picture. Lower it."
-        )
     frames = list(zip(labels, pictures, strict=True))
     grown = np.stack([_grown(*frame, colours, kept) for frame in watched(frames)])
     found = []
@@ -110,8 +107,14 @@ def _cells(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _nearest(values: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Which of the colours (K, 3) is nearest to each of the values (N, 3)."""
-    blocks = (values[i : i + BLOCK, None] - colours for i in range(0, len(values), BLOCK))
-    return np.concatenate([np.square(block).sum(-1).argmin(1) for block in blocks])
+    blocks = (values[i : i + BLOCK, None] for i in range(0, len(values), BLOCK))
+    return np.concatenate([_squares(block, colours).argmin(1) for block in blocks])
+
+
+def _squares(values: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Squared distances of colours (..., 3); channel by channel, which takes a third of the time."""
+    r, g, b = (np.square(values[..., c] - colour[..., c]) for c in range(3))
+    return r + g + b
 
 
 def _largest_share(labels: np.ndarray, count: int) -> np.ndarray:
@@ -119,22 +122,31 @@ def _largest_share(labels: np.ndarray, count: int) -> np.ndarray:
     return np.max([np.bincount(f.ravel(), minlength=count) / f.size for f in labels], 0)
 
 
-def _colours(values: np.ndarray, counts: np.ndarray, tolerance: float) -> np.ndarray:
+def _colours(values: np.ndarray, counts: np.ndarray, tolerance: float, watched: Watched) -> np.ndarray:
     """Colours (K, 3) that pixels gather around, none within the tolerance of another: the most frequent first."""
-    colours, left = [], counts.astype(float)
-    while left.any():
-        colour = values[left.argmax()]
+    colours, left = np.empty((0, 3)), counts.astype(float)
+    values = np.asfortranarray(values)
+    for _ in watched(range(len(values))):
+        most = left.argmax()
+        colour = values[most]
         for _ in range(ROUNDS):  # to the middle of the cells around it, so noise does not shift it
-            near = (np.linalg.norm(values - colour, axis=-1) <= tolerance / 2) & (left > 0)
+            near = np.sqrt(_squares(values, colour)) <= tolerance / 2
             if not near.any():
                 break
             colour = np.average(values[near], axis=0, weights=left[near])
-        near = np.linalg.norm(values - colour, axis=-1) <= tolerance
-        near[left.argmax()] = True
-        left[near] = 0
-        if not colours or np.linalg.norm(np.array(colours) - colour, axis=-1).min() > tolerance:
-            colours.append(colour)
-    return np.array(colours)
+        far = np.sqrt(_squares(values, colour)) > tolerance
+        far[most] = False
+        values, left = np.asfortranarray(values[far]), left[far]
+        if (np.sqrt(_squares(colours, colour)) > tolerance).all():
+            colours = np.concatenate([colours, colour[None]])
+        if len(colours) > MOST_COLOURS:
+            raise InputError(
+                f"tolerance is {tolerance}, by which the picture has more than {MOST_COLOURS} colours. Raise it; 64 "
+                "suits most pictures."
+            )
+        if not len(left):
+            break
+    return colours
 
 
 def _kept(
@@ -144,6 +156,15 @@ def _kept(
     shares = _largest_share(labels, len(colours))
     order = sorted(range(len(colours)), key=lambda i: (-shares[i], i))
     large = [i for i in order if shares[i] >= min_area and shares[i] > 0]
+    if not large:
+        raise InputError(
+            f"min_area is {min_area}, but the largest segment covers {shares.max():.4f} of the picture. Lower it."
+        )
+    if len(large) > MOST:
+        raise InputError(
+            f"tolerance is {tolerance} and min_area {min_area}, which makes {len(large)} segments; at most {MOST} are "
+            "told apart. Raise tolerance (64 suits most pictures) or min_area (0.005 does)."
+        )
     reach = max(1, round(min(labels.shape[1:]) / 64))
     kept: list[int] = []
     for i in watched(large):
@@ -154,13 +175,11 @@ def _kept(
 
 def _between(colour: np.ndarray, others: np.ndarray, tolerance: float) -> bool:
     """Whether a colour is a mixture of two of the others."""
-    for n, a in enumerate(others):
-        for b in others[:n]:
-            way = b - a
-            share = np.dot(colour - a, way) / np.dot(way, way)
-            if 0 < share < 1 and np.linalg.norm(a + share * way - colour) <= tolerance:
-                return True
-    return False
+    first, second = np.triu_indices(len(others), 1)
+    a, way = others[first], others[second] - others[first]
+    share = ((colour - a) * way).sum(-1) / np.square(way).sum(-1)
+    off = np.sqrt(_squares(a + share[:, None] * way, colour))
+    return bool(((share > 0) & (share < 1) & (off <= tolerance)).any())
 
 
 def _thin(mask: np.ndarray, reach: int) -> bool:
@@ -169,7 +188,9 @@ def _thin(mask: np.ndarray, reach: int) -> bool:
     for _ in range(reach):
         p = np.pad(core, ((0, 0), (1, 1), (1, 1)), constant_values=True)
         core = core & p[:, :-2, 1:-1] & p[:, 2:, 1:-1] & p[:, 1:-1, :-2] & p[:, 1:-1, 2:]
-    return core.sum() < mask.sum() / 10
+        if core.sum() < mask.sum() / 10:
+            return True
+    return False
 
 
 def _grown(labels: np.ndarray, picture: np.ndarray, colours: np.ndarray, kept: list[int]) -> np.ndarray:

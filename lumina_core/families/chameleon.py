@@ -66,7 +66,8 @@ class ChameleonFamily(Family):
         self.check(entry, text, images, template)
         units = model.check_size(*size) if size else None
         rng = random.Random(crop_seed) if crop_seed is not None else None
-        grids = [self.read(model, picture, size if entry.same_size else None, fit, rng) for picture in images]
+        own = size if entry.same_size else None
+        grids = [self.read(model, task, picture, own, fit, rng) for picture in images]
         if units is None and entry.same_size:
             units = model.vocabulary.units(grids[0].codes)
         question = self.word(entry, text, units, template, subject)
@@ -76,6 +77,7 @@ class ChameleonFamily(Family):
     def read(
         self,
         model: Model,
+        task: str,
         picture: Image.Image | TokenGrid,
         size: tuple[int, int] | None,
         fit: str,
@@ -84,5 +86,5 @@ class ChameleonFamily(Family):
         """The codes of a picture of a prompt, at `size` or at the allowed size that keeps most of it."""
         if isinstance(picture, TokenGrid):
             return self.own(model, picture)
-        size = size or self.input_size(*picture.size, model.sizes())
+        size = size or self.input_size(*picture.size, model.sizes_given(task))
         return model.encode(picture, size, fit, rng)

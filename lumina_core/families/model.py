@@ -25,6 +25,7 @@ from .base import Defaults, Family
 from .trained import able
 
 FITS = ("crop", "stretch")  # how a picture comes to a size
+READ = 512  # upstream's side of the square of a picture that is described, and where no other is known
 
 
 @dataclass(eq=False)
@@ -89,10 +90,11 @@ class Model:
     def target(self) -> int:
         """Pixels a side of the square whose allowed sizes pictures of a prompt are cut to.
 
-        The checkpoint's own, or upstream's default of 512; less where such a picture would take half of the positions.
+        The checkpoint's own, that which it is named after, or upstream's default of 512; less where such a picture
+        would take half of the positions.
         """
         own = self.sampling.get("target_size")
-        return self.square(own if isinstance(own, int) and own >= UNIT else 512)
+        return self.square(own if isinstance(own, int) and own >= UNIT else self.side or READ)
 
     def square(self, side: int) -> int:
         """`side`, or less where a picture of side x side pixels would take half of the positions."""
@@ -133,6 +135,11 @@ class Model:
             return list(self.picture_sizes)
         grid = self.vocabulary.grid
         return [s for s in allowed_sizes(target or self.target) if all(side // UNIT in grid for side in s)]
+
+    def sizes_given(self, task: str) -> list[tuple[int, int]]:
+        """The allowed sizes of pictures that a task is given; upstream describes one at 512 whatever is loaded."""
+        described = self.template(task).expects == "text" and not self.picture_sizes
+        return self.sizes(min(self.target, READ) if described else None)
 
     def prompt(self, text: str, **options) -> Prompt:
         """The token prefix for a text; see `Family.prompt`."""

@@ -71,6 +71,7 @@ class Pure(ChameleonFamily):
     def read(
         self,
         model: Model,
+        task: str,
         picture: Image.Image | TokenGrid,
         size: tuple[int, int] | None,
         fit: str,
@@ -80,4 +81,4 @@ class Pure(ChameleonFamily):
             return self.own(model, picture)
         # Upstream's script brings every picture to the target square first, proportions or not.
         square = (model.target, model.target)
-        return super().read(model, stretch(picture, size or square), size, fit, rng)
+        return super().read(model, task, stretch(picture, size or square), size, fit, rng)

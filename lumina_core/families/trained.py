@@ -17,7 +17,11 @@ FIRST = "nano-mgpt2"  # stands first in menus, so it is what a new node begins w
 TEMPLATES = {"mgpt1": MGPT1, "mgpt2": MGPT2, "pure": PURE}
 # What the released checkpoints can do that are no Omni ones: tasks that begin so.
 PLAIN = {"mgpt1": ("text_to_image", "describe", "chat"), "mgpt2": ("text_to_image", "pair_")}
-COMPLETE = {"mgpt1": "Lumina-mGPT-7B-768-Omni", "mgpt2": "Lumina-mGPT-2.0-Omni", "pure": "PURE"}
+NAMED = {  # released checkpoints that a message names where they have the task
+    "mgpt1": ("Lumina-mGPT-7B-768-Omni",),
+    "mgpt2": ("Lumina-mGPT-2.0", "Lumina-mGPT-2.0-Omni"),
+    "pure": ("PURE",),
+}
 
 
 def bundled() -> dict[str, Path]:
@@ -64,10 +68,13 @@ def sizes_of(config: Mapping) -> tuple[tuple[int, int], ...]:
 
 
 def able(task: str) -> list[str]:
-    """Checkpoints that can do a task: bundled ones that name it, then the released ones."""
+    """Checkpoints that can do a task: bundled ones that name it or what it is trained as, then released ones."""
+    tables = {family: table for family, table in TEMPLATES.items() if task in table}
     names = []
     for name, folder in bundled().items():
-        said = json.loads((folder / "config.json").read_text("utf-8")).get("tasks")
-        if isinstance(said, list) and task in said:
+        said = set(json.loads((folder / "config.json").read_text("utf-8")).get("tasks", ()))
+        # Another family may have a task of the name it is trained as, but then tasks besides that this one lacks.
+        if any(said <= table.keys() and said & {task, table[task].like} for table in tables.values()):
             names.append(f"the bundled {name}")
-    return names + [COMPLETE[family] for family, table in TEMPLATES.items() if task in table]
+    released = ((family, name) for family in tables for name in NAMED[family])
+    return names + [name for family, name in released if task in tasks_of(family, name, {})[0]]

@@ -4,12 +4,17 @@ Drafts are the continuation of the last place where the newest two tokens stood 
 lookup, Saxena 2023), else what the pass before drew behind its first wrong draft (Jacobi decoding, Santilli et al.
 2023, arXiv 2305.10427), else the continuation of the last place of the newest token alone. A draft holds if it is what
 is drawn in its place with the noise of its place, so drafts change the speed only.
+
+Upstream draws text from the whole vocabulary, so that a caption of a plain picture may end in hundreds of codes. Here
+codes, row ends and image ends cannot be drawn outside a picture: a word is drawn where upstream would draw one of them.
+An answer in which upstream draws none is upstream's, token for token.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,15 +42,42 @@ def drawn_tokens(
     top_k: int,
     entropy_top_k: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Tokens (N,) of the whole vocabulary, drawn from states (N, hidden), each with the noise of its key."""
+    """Tokens (N,) that may stand outside a picture, drawn from states (N, hidden), each with the noise of its key.
+
+    Size tokens are among them, as a picture that is begun draws its sizes here too; `legible` leaves them out of text.
+    """
     scores = transformer.scores(hidden)
     finite.note(scores)
     if transformer.config.mask_image_logits:
         ids = vocabulary.code_ids.to(scores.device)
         scores = scores.index_fill(-1, ids, torch.finfo(scores.dtype).min)
-    scores = keep_by_entropy(scores, *entropy_top_k) if entropy_top_k else keep_top(scores, top_k)
+    kept = keep_by_entropy(scores, *entropy_top_k) if entropy_top_k else keep_top(scores, top_k)
+    scores = _words_kept(scores, kept, _picture_parts(vocabulary, scores.device))
     noise = gumbel(torch.tensor(keys, device=scores.device), scores.shape[-1])
     return draw(scores, temperature, noise)
+
+
+def legible(tokens: Sequence[int], vocabulary: Vocabulary) -> list[int]:
+    """Tokens of text without size tokens, which stand for nothing there."""
+    return [token for token in tokens if vocabulary.size_of(token) is None]
+
+
+def _words_kept(scores: torch.Tensor, kept: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
+    """Scores (N, V) of what top-k kept without the `parts` of pictures; of the likeliest word where it kept no other.
+
+    Top-k goes first, so that a draw without parts of pictures stays what it was.
+    """
+    words = scores.index_fill(-1, parts, float("-inf"))
+    dropped = kept.isneginf() & (words < words.amax(-1, keepdim=True))
+    return words.masked_fill(dropped, float("-inf"))
+
+
+@lru_cache(maxsize=8)  # copied to a graphics card once, not for each token
+def _picture_parts(vocabulary: Vocabulary, device: torch.device) -> torch.Tensor:
+    """Ids of the tokens that stand inside pictures alone, sizes aside."""
+    return torch.cat([vocabulary.code_ids, torch.tensor([vocabulary.row_end, vocabulary.image_end])]).to(
+        device
+    )
 
 
 class Drafts:

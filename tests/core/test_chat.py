@@ -91,6 +91,12 @@ def test_a_mark_that_the_model_wrote_claims_no_picture(model):
     assert not pictures_in(model, chat.prompt(model).tokens)
 
 
+def test_size_tokens_are_left_out_of_the_text(model):
+    answer, sizes = Answered(model), list(model.vocabulary.grid.values())
+    answer.note(TextPiece(0, (sizes[0], *model.tokenizer.encode("a cat"), *sizes)))
+    assert (answer.text, answer.marked) == ("a cat", "a cat")
+
+
 def test_text_is_heard_of_while_it_grows(model):
     answer = Answered(model)
     assert answer.note(TextPiece(0, tuple(model.tokenizer.encode("one"))))

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
-from lumina_core import PictureFinished, bundled, generate, load, settings
+from lumina_core import Answered, PictureFinished, bundled, generate, load, settings
 from lumina_core.bench import measure, text_prompt
 
 SIZE, SMALL = (64, 64), (64, 32)
@@ -47,3 +48,19 @@ def test_jacobi_needs_at_least_two_and_a_half_times_fewer_passes(model, window):
         return sum(measure.draw(model, prompt, settings(model, seed=s, **mode)).passes for s in range(3))
 
     assert passes(decode="ar") >= 2.5 * passes(decode="jacobi", window=window)
+
+
+@pytest.mark.parametrize("colour", ["red", "lime", "orange"])
+def test_a_plain_picture_is_described_in_words_alike_in_both_modes(colour):
+    model = load("nano-mgpt1")
+    prompt = model.prompt("", task="describe", images=[Image.new("RGB", (64, 64), colour)])
+    texts = []
+    for decode in ("ar", "jacobi"):
+        answer = Answered(model)
+        for event in generate(
+            model.transformer, model.vocabulary, prompt, settings(model, "describe", decode=decode)
+        ):
+            answer.note(event)
+        texts.append(answer.text)
+    assert texts[0] == texts[1]
+    assert 0 < len(texts[0]) < 600 and "IMGIMG" not in texts[0]

@@ -179,3 +179,21 @@ def test_what_cannot_be_kept_is_told_in_one_line(model, prompt, grids, make, wor
     with pytest.raises(InputError, match=words) as caught:
         make(model, prompt, grids)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "text", "images"),
+    [("mgpt1", "describe", "", 1), ("mgpt1", "chat", "hello", 0), ("pure", "restore", "", 1)],
+)
+def test_a_task_that_writes_text_keeps_no_tokens_whatever_its_size(
+    tmp_path, grids, family, task, text, images
+):
+    model = load(ck.build(tmp_path / family, family))
+    for size in (None, (64, 64)):
+        asked = model.prompt(text, task=task, images=[Image.new("RGB", (64, 64))] * images, size=size)
+        with pytest.raises(InputError, match=f"'{task}' writes text.* Take a task that only draws") as caught:
+            redraw(asked, model.vocabulary, grids)
+        assert "size_mode" not in str(caught.value)
+    if family == "mgpt1":
+        with pytest.raises(InputError, match="size_mode to 'as given'"):
+            redraw(model.prompt("a circle"), model.vocabulary, grids)

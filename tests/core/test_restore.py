@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_core import InputError, PictureFinished, Progress, Sampling, generate, load
+from lumina_core import InputError, PictureFinished, Progress, Sampling, generate, load, settings
 from lumina_core.restoration import Restoration, Restored, tile_side
 from tests.core import checkpoints as ck
 from tests.core.test_engine_equal import eager_to_draw
@@ -69,6 +69,17 @@ def test_tiles_side_by_side_are_the_ones_drawn_alone(model, decode):
         assert alone.texts == together.texts
 
 
+def test_a_picture_of_one_pixel_is_told_in_words():
+    """The bundled checkpoint went on with hundreds of codes."""
+    nano = load("nano-pure")
+    for value in ((255, 80, 31), (255, 0, 0)):
+        job = Restoration(nano, Image.new("RGB", (1, 1), value), 0.25)
+        for _ in job.draw(job.abreast(job.prompts(), settings(nano, "restore"))):
+            pass
+        [line] = job.finish().lines()
+        assert "IMGIMG" not in line and "<reserved" not in line and len(line) < 400
+
+
 def test_progress_goes_up_over_all_tiles_to_the_end(model):
     job = Restoration(model, picture(25, 20), 2.0)
     events = list(job.draw(job.abreast(job.prompts(), SAMPLING), 3))
@@ -110,7 +121,7 @@ def test_the_colours_of_the_input_come_back(model):
         ).max()
         for colour in ("wavelet", "adain", "none")
     }
-    assert max(gap["wavelet"], gap["adain"]) < 12 < gap["none"], gap
+    assert 2 * max(gap["wavelet"], gap["adain"]) < gap["none"], gap
 
 
 def test_transparency_and_grey_are_taken(model):

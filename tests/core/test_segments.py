@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -132,3 +134,29 @@ def test_a_bad_setting_is_told(options, says):
     picture[:5] = 255
     with pytest.raises(InputError, match=says):
         segments(picture[None], **options)
+
+
+@pytest.mark.parametrize(
+    ("side", "options", "says"),
+    [
+        (128, {"tolerance": 16}, "tolerance is 16, .* more than 1536 colours. Raise it"),
+        (
+            64,
+            {"tolerance": 32},
+            "tolerance is 32 and min_area 0, .* at most 256 .* Raise tolerance .* or min_area",
+        ),
+    ],
+)
+def test_noise_is_refused_at_once_and_can_be_given_up(side, options, says):
+    noise = np.random.default_rng(4).integers(0, 256, (1, side, side, 3), np.uint8)
+    begun = time.process_time()
+    with pytest.raises(InputError, match=says):
+        segments(noise, min_area=0, **options)
+    assert time.process_time() - begun < 5
+
+    def cancelled(things):
+        yield from things[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segments(noise, min_area=0, watched=cancelled, **options)
