@@ -72,7 +72,8 @@ def test_a_bar_stands_below_the_words_and_is_gone_before_more_come(monkeypatch):
     monkeypatch.setattr(talk, "generate", lambda *args: iter(events))
     monkeypatch.setattr(sys, "stdout", terminal)
     words = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
-    model = SimpleNamespace(tokenizer=words, transformer=None, vocabulary=None)
+    letters = SimpleNamespace(size_of=lambda token: None)
+    model = SimpleNamespace(tokenizer=words, transformer=None, vocabulary=letters)
     talk.written(model, None, None, say)
     assert "drawing" in terminal.getvalue()
     assert terminal.lines() == ["Here it is:", "Like it?"]
