@@ -144,8 +144,13 @@ class Prompt:
 
 
 def fill(template: str, prompt: str, units: tuple[int, int] | None, subject: str = "") -> str:
-    """The template's text with {prompt}, {subject}, {width} and {height} filled in; other braces stay as they are."""
+    """The template's text with {prompt}, {subject}, {width} and {height} filled in; other braces stay as they are.
+
+    Where the template puts a full stop behind a prompt that has one, one stays: no training text has two.
+    """
     out = template.replace("{subject}", subject)
+    if prompt.rstrip().endswith("."):
+        out = out.replace("{prompt}.", "{prompt}")
     if units:
         out = out.replace("{width}", str(units[1] * UNIT)).replace("{height}", str(units[0] * UNIT))
     return out.replace("{prompt}", prompt)

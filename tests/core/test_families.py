@@ -169,6 +169,12 @@ def test_wording_is_upstreams(table, task, text):
     assert fill(entry.text, "a cat", (2, 3), entry.subject) == text
 
 
+@pytest.mark.parametrize("said", ["Make the circle green", "Make the circle green."])
+def test_a_full_stop_of_one_s_own_is_not_doubled(said):
+    assert fill(MGPT2["edit"].text, said, (2, 2)).endswith("following prompt: Make the circle green.")
+    assert fill(MGPT2["text_to_image"].text, said, (2, 2)).endswith(f":\n{said}")
+
+
 def test_braces_of_the_prompt_stay_as_they_are():
     assert fill("{prompt} at {width}", "a {width} {sign}", (1, 2)) == "a {width} {sign} at 64"
 
