@@ -251,7 +251,7 @@ NANO_OMNI = replace(
         "tasks": {
             **{kind: {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
             **{f"control_{kind}": {"cfg": 1.0, "temperature": 0.0} for kind in PANEL_MAPS},
-            "edit": {"cfg": 2.0, "temperature": 0.0},
+            "edit": {"cfg": 2.5, "temperature": 0.0},
             **{kind: {"cfg": 1.5, "temperature": 0.0} for kind in ("subject", "subject_described")},
         },
     },
