@@ -95,6 +95,15 @@ def test_maps_of_labels_keep_their_colours():
     assert {tuple(c) for c in back.reshape(-1, 3).tolist()} == colours
 
 
+@pytest.mark.parametrize("task", ["segment", "denoise", "edit", "depth"])
+def test_edits_keep_what_a_crop_cut_away_and_only_segments_keep_their_colours(models, task):
+    given, two = picture(200, 100), np.zeros((64, 64, 3), np.uint8)
+    two[:, 32:] = 255
+    answer = ask(models["mgpt1"], task, given, "a", size=(64, 64), fit="crop").place(two)
+    assert np.array_equal(answer[:, :50], np.asarray(given)[:, :50]) == (task in ("edit", "denoise"))
+    assert ({0, 255} == set(answer[:, 50:150].flatten().tolist())) == (task == "segment")
+
+
 def test_a_narrow_picture_is_cropped_without_a_giant_between():
     long = Image.new("RGB", (1, 12000), "red")
     assert crop(long, (512, 512)).getpixel((5, 5)) == (255, 0, 0)
@@ -148,6 +157,12 @@ def test_tokens_of_an_earlier_answer_go_on_as_they_are(models, family):
     assert wide.placement.box == (50, 0, 150, 100), "they show what the crop of the first edit left"
     with pytest.raises(InputError, match="of family pure"):
         ask(m, "edit", image, "b", tokens=replace(first, family="pure"))
+
+
+def test_tokens_of_a_wide_picture_ask_for_a_wide_answer(models):
+    wide = TokenGrid(torch.zeros(4, 6, dtype=torch.int64), "mgpt1")
+    request = ask(models["mgpt1"], "edit", picture(96, 64), "b", tokens=wide)
+    assert (request.placement.size, request.prompt.units) == ((96, 64), (2, 3))
 
 
 def test_of_tokens_with_two_panels_the_answering_one_goes_on(models):
@@ -353,6 +368,16 @@ def test_boxes_come_back_in_pixels_of_the_picture():
             hits += max(overlaps, default=0) > 0.6
         assert found.masks().shape == (1, 128, 256) and found.drawn()[0].shape == (128, 256, 3)
     assert hits / total >= 0.85
+
+
+def test_boxes_lie_on_the_things_where_the_middle_was_cut_out():
+    m, frames = load("nano-mgpt1"), np.zeros((128, 128, 3), np.uint8)
+    frames[32:96, 48:112] = (0, 255, 0)
+    frames[35:93, 51:109] = 0
+    request = ask(m, "detect", Image.new("RGB", (256, 128), "gray"), "x", size=(128, 128), fit="crop")
+    found = detections(m, [(request, m.encode(Image.fromarray(frames)))], "x")
+    [box] = json.loads(found.json())[0]["boxes"]
+    assert box["label"] == "x" and np.allclose(box["box"], (112, 32, 176, 96), atol=3)
 
 
 def test_boxes_lie_inside_a_picture_of_a_few_pixels():
