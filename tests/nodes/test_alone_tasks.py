@@ -16,8 +16,13 @@ from tests.core import checkpoints
 SETTINGS = {"cfg": 2.5, "temperature": 0.25, "image_top_k": 7, "seed": 5, "decode": "ar"}
 
 
+def noise(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, checkpoints.CODES, (rows, columns), generator=generator)
+
+
 class Hosted:
-    """Stands for a hosted model: keeps what it is asked for, and answers with pictures of rising codes, or words."""
+    """Stands for a hosted model: keeps what it is asked for, and answers with noise or words."""
 
     def __init__(self, model: Model):
         self.model, self.prompts, self.samplings = model, [], []
@@ -27,8 +32,7 @@ class Hosted:
 
     def drawn(self, prompt, number: int = 0) -> TokenGrid:
         shape = self.model.vocabulary.codes_shape(prompt.units)
-        codes = torch.arange(number, number + shape[0] * shape[1]) % checkpoints.CODES
-        return TokenGrid(codes.view(shape), prompt.family, prompt.panels)
+        return TokenGrid(noise(*shape, number), prompt.family, prompt.panels)
 
     def draw(self, prompt, sampling):
         self.prompts.append(prompt)
@@ -50,8 +54,8 @@ def chatting(tmp_path_factory) -> Model:
 
 
 def images(count: int = 1, width: int = 100, height: int = 60) -> torch.Tensor:
-    noise = np.random.default_rng(count).integers(0, 256, (count, height, width, 3), np.uint8)
-    return to_tensor(list(noise))
+    rng = np.random.default_rng(count)
+    return to_tensor(list(rng.integers(0, 256, (count, height, width, 3), np.uint8)))
 
 
 def pictures(batch: torch.Tensor) -> list[Image.Image]:
@@ -74,8 +78,7 @@ def test_a_pair_comes_out_as_picture_and_map(alone, two):
 
 
 def test_panels_are_decoded_from_top_to_bottom_or_whole(alone, two):
-    codes = torch.arange(128).view(16, 8) % checkpoints.CODES
-    whole = TokenGrid(codes.flip(0), "mgpt2", panels=2)
+    whole = TokenGrid(noise(16, 8), "mgpt2", panels=2)
     [[split], [together]] = (alone("decode").Decode.execute(two, [whole], s)[0] for s in (True, False))
     assert torch.equal(split, shown(two.model, *whole.split()))
     assert torch.equal(together, shown(two.model, whole))
