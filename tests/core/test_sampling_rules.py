@@ -13,7 +13,7 @@ from PIL import Image
 from lumina_core import InputError, PictureError, PictureFinished, Sampling, TextPiece, generate, load
 from lumina_core.cache import KVCache
 from lumina_core.prompts import Prompt
-from lumina_core.sampling import AnswerFinished, Progress, RowFinished, painter
+from lumina_core.sampling import AnswerFinished, Progress, RowFinished
 from lumina_core.sampling.logits import (
     decayed,
     entropy,
@@ -181,22 +181,6 @@ def test_an_answer_stops_where_the_positions_end():
     assert max(start + len(tokens) for _, start, tokens in said.fed) <= 12
 
 
-def test_the_answers_of_a_batch_are_those_of_seeds_that_follow_each_other(toys):
-    m = toys["mgpt1"]
-    settings = Sampling(seed=3, cfg=1.0, text_top_k=50, max_tokens=20, decode="ar")
-
-    def answers(**changes) -> list[tuple[int, ...]]:
-        prompt, sampling = (
-            replace(m.converse(["what is this?"]), expects="text"),
-            replace(settings, **changes),
-        )
-        events = generate(m.transformer, m.vocabulary, prompt, sampling)
-        return [event.tokens for event in events if isinstance(event, AnswerFinished)]
-
-    first, second = answers(batch=2)
-    assert first != second and [first] == answers() and [second] == answers(seed=4)
-
-
 def test_a_stop_token_at_the_limit_is_a_stop():
     _, events = answer([50, V.separator], replace(GREEDY, max_tokens=2))
     assert events[-1].reason == "stop"
@@ -292,16 +276,6 @@ def test_above_4_a_given_panel_puts_upstreams_scale_at_4_from_the_first_code(toy
     zeros = torch.zeros(m.config.vocab_size)
     rules.guided(place, zeros, zeros)
     assert rules.scale == 4.0
-
-
-def test_upstreams_scale_falls_from_the_first_code_on(toys, monkeypatch):
-    m, scales = toys["mgpt2"], []
-    monkeypatch.setattr(painter, "guide", lambda *given: scales.append(float(given[2])) or guide(*given))
-    exact = Sampling(cfg=9.0, upstream_exact=True, decode="ar")
-    grid_of(m, m.prompt("a cat", size=(128, 128)), exact)
-    assert scales[0] == 9 * (1 - 2 / 64)
-    for place, (before, after) in enumerate(zip(scales[:15], scales[1:16], strict=True), 3):
-        assert after == pytest.approx(decayed(before, place, (4, 4)))
 
 
 def test_without_upstream_exact_guidance_is_constant_and_1_0_never_decays(toys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -114,7 +112,7 @@ def test_black_can_be_left_out_unless_it_is_all_there_is():
     picture[:, :, :8, 0] = 1
     for dropped, colours in ((False, ["#000000", "#ff0000"]), (True, ["#ff0000"])):
         masks, said = masks_of(picture, drop_black=dropped)
-        assert [entry["color"] for entry in json.loads(said)] == colours
+        assert [entry[:7] for entry in said.split('"color": "')[1:]] == colours
         assert torch.equal(masks[-1], picture[..., 0])
 
 
