@@ -27,7 +27,7 @@ from lumina_core import (
     question_prompts,
 )
 from lumina_core.regions import redraw
-from lumina_core.sampling.choose import code_log_probs, likelihood, preference, text_log_prob
+from lumina_core.sampling.choose import ROWS, code_log_probs, likelihood, preference, text_log_prob
 from lumina_core.sampling.rules import replay
 from tests.core import checkpoints as ck
 
@@ -72,6 +72,18 @@ def test_one_pass_gives_what_the_rules_give_place_by_place(model, cfg, open_pane
     assert likelihood(model.transformer, model.vocabulary, prompt, grid, cfg) == pytest.approx(
         float(torch.stack(rules).mean()), abs=1e-4
     )
+
+
+def test_the_rows_of_a_high_picture_are_all_rated_by_the_rules(model):
+    """More rows of codes than are rated at a time."""
+    prompt = model.prompt("a", size=(32, 160))
+    [grid] = drawn(model, prompt, cfg=1.0)
+    assert len(grid.codes) > ROWS
+    tokens, sampling = model.vocabulary.encode(grid.codes), replace(HOT, cfg=1.0)
+    steps = zip(tokens, replay(model.transformer, model.vocabulary, prompt, sampling, tokens), strict=True)
+    rules = [scores.log_softmax(-1)[token] for token, (place, scores) in steps if place.kind == "code"]
+    mine = code_log_probs(model.transformer, model.vocabulary, prompt, grid)
+    assert torch.allclose(mine.flatten(), torch.stack(rules), atol=1e-4)
 
 
 def test_pictures_the_model_drew_are_likelier_than_noise(model):

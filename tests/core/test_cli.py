@@ -47,6 +47,8 @@ def test_a_batch_holds_the_pictures_drawn_alone(tiny_folder, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("b*")) == ["b_00.png", "b_01.png", "b_02.png"]
     second, alone = (np.asarray(Image.open(tmp_path / n)) for n in ("b_01.png", "alone.png"))
     assert np.array_equal(second, alone)
+    told = [json.loads(Image.open(tmp_path / f"b_{n:02d}.png").text["lumina_mgpt"])["seed"] for n in range(3)]
+    assert told == [7, 8, 9]
 
 
 class Terminal(io.StringIO):

@@ -14,6 +14,7 @@ from lumina_core import (
     InputError,
     PictureFinished,
     ask,
+    boxes,
     detections,
     from_tensor,
     generate,
@@ -22,6 +23,7 @@ from lumina_core import (
     redraw,
     settings,
 )
+from lumina_core.boxes import Box
 from lumina_core.image import crop, nearest_size
 from lumina_core.placement import Placement
 from lumina_core.request import working_size
@@ -95,6 +97,15 @@ def test_maps_of_labels_keep_their_colours():
     assert {tuple(c) for c in back.reshape(-1, 3).tolist()} == colours
 
 
+@pytest.mark.parametrize("task", ["segment", "denoise", "edit", "depth"])
+def test_edits_keep_what_a_crop_cut_away_and_only_segments_keep_their_colours(models, task):
+    given, two = picture(200, 100), np.zeros((64, 64, 3), np.uint8)
+    two[:, 32:] = 255
+    answer = ask(models["mgpt1"], task, given, "a", size=(64, 64), fit="crop").place(two)
+    assert np.array_equal(answer[:, :50], np.asarray(given)[:, :50]) == (task in ("edit", "denoise"))
+    assert ({0, 255} == set(answer[:, 50:150].flatten().tolist())) == (task == "segment")
+
+
 def test_a_narrow_picture_is_cropped_without_a_giant_between():
     long = Image.new("RGB", (1, 12000), "red")
     assert crop(long, (512, 512)).getpixel((5, 5)) == (255, 0, 0)
@@ -148,6 +159,12 @@ def test_tokens_of_an_earlier_answer_go_on_as_they_are(models, family):
     assert wide.placement.box == (50, 0, 150, 100), "they show what the crop of the first edit left"
     with pytest.raises(InputError, match="of family pure"):
         ask(m, "edit", image, "b", tokens=replace(first, family="pure"))
+
+
+def test_tokens_of_a_wide_picture_ask_for_a_wide_answer(models):
+    wide = TokenGrid(torch.zeros(4, 6, dtype=torch.int64), "mgpt1")
+    request = ask(models["mgpt1"], "edit", picture(96, 64), "b", tokens=wide)
+    assert (request.placement.size, request.prompt.units) == ((96, 64), (2, 3))
 
 
 def test_of_tokens_with_two_panels_the_answering_one_goes_on(models):
@@ -353,6 +370,17 @@ def test_boxes_come_back_in_pixels_of_the_picture():
             hits += max(overlaps, default=0) > 0.6
         assert found.masks().shape == (1, 128, 256) and found.drawn()[0].shape == (128, 256, 3)
     assert hits / total >= 0.85
+
+
+def test_boxes_lie_on_the_things_where_the_middle_was_cut_out(models, monkeypatch):
+    m, wide, compared = models["mgpt1"], picture(256, 128), []
+    monkeypatch.setattr(boxes, "drawn_boxes", lambda *both: compared.append(both) or [Box(48, 32, 112, 96)])
+    request = ask(m, "detect", wide, "x", size=(128, 128), fit="crop")
+    drawn = m.encode(Image.new("RGB", (128, 128), "red"))
+    found = detections(m, [(request, drawn)], "x")
+    assert found.boxes == ((Box(112, 32, 176, 96),),)
+    seen = m.encode(wide.crop((64, 0, 192, 128)))
+    assert np.array_equal(compared, [[m.decode(drawn.codes), m.decode(seen.codes)]])
 
 
 def test_boxes_lie_inside_a_picture_of_a_few_pixels():

@@ -41,15 +41,19 @@ def told(model, prompt, sampling) -> list:
 
 def eager_to_draw(model, bias: float = 4.0):
     """The model with a head that begins pictures often, and text that repeats itself."""
-    head, v = model.transformer.lm_head, model.vocabulary
+    v = model.vocabulary
+    never = [v.separator, v.image_end, v.row_end, *v.code_ids.tolist(), *v.grid.values()]
+    return biased(model, {v.image_start: bias} | dict.fromkeys(never, -30.0))
+
+
+def biased(model, by: dict[int, float]):
+    """The model with a head that gives these tokens scores so much higher."""
+    head = model.transformer.lm_head
     scores = torch.zeros(head.out_features)
-    scores[v.image_start] = bias
-    scores[[v.separator, v.image_end, v.row_end, *v.code_ids.tolist(), *v.grid.values()]] = -30.0
-
-    def biased(module, args, out):
-        return out + scores if out.shape[-1] == len(scores) else out
-
-    return head.register_forward_hook(biased)
+    scores[list(by)] = torch.tensor(list(by.values()))
+    return head.register_forward_hook(
+        lambda _, __, out: out + scores if out.shape[-1] == len(scores) else out
+    )
 
 
 @pytest.mark.parametrize("window", [1, 4, 16, 32])
@@ -67,6 +71,18 @@ def test_text_is_the_same_in_windows(model, seed, decode):
     plain = told(model, prompt, replace(AR, seed=seed, max_tokens=60))
     assert plain == told(model, prompt, replace(AR, seed=seed, max_tokens=60, decode=decode))
     assert len(plain[0][1]) > 1
+
+
+@pytest.mark.parametrize("decode", ["ar", "jacobi"])
+def test_an_answer_longer_than_the_room_it_began_with_goes_on_as_the_model_would(model, decode):
+    v, prompt = model.vocabulary, replace(model.converse(["what is this?"]), expects="text")
+    sampling = Sampling(seed=1, cfg=1.0, text_top_k=4, max_tokens=600, decode=decode)
+    with biased(model, dict.fromkeys((v.separator, v.image_start), -1e4)):
+        [(_, answer, reason)] = told(model, prompt, sampling)
+        scores = model.transformer.scores(model.transformer(torch.tensor([[*prompt.tokens, *answer]]))[0])
+    assert (len(answer), reason) == (600, "limit")
+    likely = scores[len(prompt.tokens) - 1 :].topk(8).indices.tolist()
+    assert all(token in eight for token, eight in zip(answer, likely, strict=False))
 
 
 def test_several_pictures_in_an_answer_are_the_same_in_windows(model):

@@ -8,7 +8,7 @@ from torch import nn
 
 from lumina_core import load
 from lumina_core.fused import lay_together, one_weight
-from lumina_core.transformer import RMSNorm, Transformer, TransformerConfig
+from lumina_core.transformer import RMSNorm, Rotary, Transformer, TransformerConfig
 from tests import tiny
 
 TOKENS = torch.arange(12).view(2, 6) + 5
@@ -60,9 +60,27 @@ def test_a_weight_that_is_patched_or_replaced_counts(transformer, name):
     torch.testing.assert_close(transformer(TOKENS), apart(transformer)(TOKENS))
 
 
-def test_a_hook_on_one_of_them_is_called(transformer):
+def test_positions_beyond_the_first_tables_have_their_own_angles():
+    rotary, length = Rotary(8, 10000.0), 0
+    for place in (3, 5000, 10000):
+        length = max(length, place + 1)
+        cos, sin = rotary(torch.tensor([[place]]), length, torch.float32)
+        angles = place * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+        torch.testing.assert_close(cos[0, 0, 0], angles.cos().repeat(2), rtol=0, atol=1e-3)
+        torch.testing.assert_close(sin[0, 0, 0, 4:], angles.sin(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("ids", [[30, 31, 32], [32, 31, 30], [30, 32, 31, 33], [31, 40]])
+def test_scores_of_some_tokens_come_in_the_order_they_are_asked_for(transformer, ids):
+    hidden = transformer(TOKENS)
+    head = transformer.head_rows(torch.tensor(ids), hidden.device, hidden.dtype)
+    torch.testing.assert_close(transformer.scores(hidden, head), transformer.scores(hidden)[..., ids])
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_on_one_of_them_is_called(transformer, kind):
     linear, calls = transformer.model.layers[0].self_attn.k_proj, []
-    with linear.register_forward_hook(lambda *_: calls.append(1)):
+    with getattr(linear, kind)(lambda *_: calls.append(1)):
         transformer(TOKENS)
     assert calls
 

@@ -64,6 +64,22 @@ def test_what_an_earlier_run_fetched_is_kept_and_nothing_half_is_taken_for_whole
     assert ("model.safetensors", HALF) in server.asked
 
 
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("hub.example", True), ("cdn.example", False), ("cdn.hub.example", False), ("hub.example:8443", False)],
+)
+def test_the_user_s_token_goes_to_the_hub_and_nowhere_else(tmp_path, place, told):
+    token, sent = {"authorization": "Bearer secret"}, []
+    library = SimpleNamespace(
+        hf_hub_url=lambda repo, name: f"https://hub.example/{repo}/{name}",
+        get_hf_file_metadata=lambda url: SimpleNamespace(location=f"https://{place}/bytes"),
+        utils=SimpleNamespace(build_hf_headers=lambda: token),
+    )
+    file = hub.RemoteFile("owner/name", "config.json", 1)
+    hub._go_on(library, lambda url, out, headers, **rest: sent.append(headers), file, tmp_path / "part")
+    assert sent == [token if told else {}]
+
+
 @pytest.mark.parametrize(("spare", "goes_on"), [(0, True), (-1, False)])
 def test_a_disk_with_room_for_the_rest_alone_is_enough(fetch, tmp_path, monkeypatch, spare, goes_on):
     folder = tmp_path / "PURE"

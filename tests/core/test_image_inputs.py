@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_core import Chat, InputError, Restoration, from_tensor, load
+from lumina_core import Chat, InputError, Restoration, ask, from_tensor, load
 from lumina_core.image import on_white, open_picture
 from tests.core import checkpoints as ck
 
@@ -90,12 +90,33 @@ def test_any_picture_is_encoded_asked_about_edited_and_restored(models, size, ch
         for fit in ("crop", "stretch"):
             grid = models[family].encode(picture, fit=fit)
             assert min(grid.codes.shape) >= models[family].vocabulary.latents_per_unit
-    ask = Chat("mgpt1").ask(models["mgpt1"], "what is this?", [picture])
-    assert len(ask.prompt(models["mgpt1"]).tokens) > 20
+    chat = Chat("mgpt1").ask(models["mgpt1"], "what is this?", [picture])
+    assert len(chat.prompt(models["mgpt1"]).tokens) > 20
     assert models["mgpt1"].prompt("redden it", task="edit", images=[picture]).units
     job = Restoration(models["pure"], picture, 1.0)
     assert job.plan.size == size
     assert all(tile.size == (32, 32) for tile in job.tiles)
+
+
+@pytest.mark.parametrize(
+    ("size", "units"), [((100, 50), (3, 2)), ((49, 47), (2, 1)), ((47, 49), (1, 2)), ((15, 80), (1, 2))]
+)
+def test_a_stretched_picture_has_the_nearest_whole_units(models, size, units):
+    grid = models["mgpt2"].encode(Image.new("RGB", size), fit="stretch")
+    assert models["mgpt2"].vocabulary.units(grid.codes) == units[::-1]
+
+
+@pytest.mark.parametrize("family", ["mgpt1", "mgpt2"])
+def test_what_is_asked_about_is_stretched_or_cropped_as_wished(models, family):
+    m, ramp = models[family], Image.linear_gradient("L").resize((200, 64)).rotate(90, expand=True)
+    wide = ramp.resize((200, 64)).convert("RGB")
+    for fit, fitted in (
+        ("stretch", wide.resize((64, 64), Image.BICUBIC)),
+        ("crop", wide.crop((68, 0, 132, 64))),
+    ):
+        held = list(ask(m, "depth", wide, size=(64, 64), fit=fit).prompt.tokens)
+        body = m.vocabulary.rows(m.encode(fitted).codes)
+        assert any(held[i : i + len(body)] == body for i in range(len(held))), fit
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])

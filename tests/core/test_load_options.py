@@ -42,6 +42,14 @@ def test_checkpoints_are_listed_by_their_path_in_the_models_folder(models):
     assert all(families.find(name, [models]) == path for name, path in found.items())
 
 
+def test_of_two_checkpoints_of_one_name_that_of_the_first_folder_is_listed_and_found(tiny_folder, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        shutil.copytree(tiny_folder, folder / "same")
+    for order in (folders, folders[::-1]):
+        assert listing(order) == {"same": order[0] / "same"} == {"same": families.find("same", order)}
+
+
 def test_a_folder_that_cannot_be_read_is_left_out(models, monkeypatch):
     real = type(models).is_dir
 

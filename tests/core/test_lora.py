@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lumina_core import CheckpointError, InputError, PictureFinished, Sampling, generate, load, read_lora
 from lumina_core.cli import main
@@ -71,6 +71,19 @@ def test_both_ways_of_naming_are_the_same_lora(model, tmp_path, prefix):
     assert one.deltas.keys() == two.deltas.keys() == {Q, UP}
     for name, delta in one.deltas.items():
         assert torch.equal(delta.of(1, torch.device("cpu")), two.deltas[name].of(1, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("between", [".lora_", ".lora.", "_lora."])
+def test_other_spellings_and_convolutions_of_one_pixel_are_the_same_lora(model, tmp_path, between):
+    one = kohya(tmp_path / "one.safetensors", model.transformer)
+    other = {
+        name.replace(".lora_", between): tensor[..., None, None] if tensor.ndim == 2 else tensor
+        for name, tensor in load_file(one).items()
+    }
+    save_file(other, tmp_path / "two.safetensors")
+    one, two = (read_lora(tmp_path / f"{n}.safetensors", model.transformer).deltas for n in ("one", "two"))
+    assert one.keys() == two.keys() == {Q, UP}
+    assert all(torch.equal(one[name].of(1, "cpu"), two[name].of(1, "cpu")) for name in one)
 
 
 def test_the_weight_becomes_what_the_paper_says_and_goes_back(model, tmp_path):

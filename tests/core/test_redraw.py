@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lumina_core import InputError, PictureFinished, Sampling, TokenGrid, generate, load
-from lumina_core.regions import redraw, touched
+from lumina_core.regions import redraw, size_kept, touched
 from tests.core import checkpoints as ck
 
 HOT = Sampling(seed=5, cfg=3.0, image_top_k=0, decode="ar")
@@ -68,6 +68,25 @@ def test_jacobi_redraws_what_plain_decoding_redraws(model, prompt, grids, window
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(plain, fast, strict=True))
 
 
+@pytest.mark.parametrize("decode", ["ar", "jacobi"])
+def test_a_mask_on_the_second_picture_leaves_the_first_as_it_is(model, prompt, grids, decode):
+    mask = torch.stack([torch.zeros(64, 96), box(0, 40, 96, 64)])
+    part = redraw(prompt, model.vocabulary, grids, mask)
+    [alone] = drawn(model, part, seed=77, decode=decode)
+    first, second = drawn(model, part, seed=77, decode=decode, batch=2)
+    assert torch.equal(alone.codes, grids[0].codes) and torch.equal(first.codes, grids[0].codes)
+    changed = second.codes != grids[1].codes
+    assert changed.any() and not changed[~touched(mask[1], tuple(changed.shape))].any()
+
+
+def test_one_picture_is_redrawn_under_each_of_several_masks(model, prompt, grids):
+    masks = torch.stack([box(0, 0, 96, 32), box(0, 32, 96, 64)])
+    pictures = drawn(model, redraw(prompt, model.vocabulary, grids[:1], masks), seed=77, batch=2)
+    for picture, mask in zip(pictures, masks, strict=True):
+        changed = picture.codes != grids[0].codes
+        assert changed.any() and not changed[~touched(mask, tuple(changed.shape))].any()
+
+
 def test_the_seed_that_drew_a_picture_draws_its_parts_again(model, prompt, grids):
     """What is drawn sees the kept codes, so with the picture's own noise it is that picture."""
     part = redraw(prompt, model.vocabulary, grids, box(32, 16, 80, 48))
@@ -120,6 +139,9 @@ def test_the_wanted_panel_is_redrawn_beside_a_given_one(tmp_path):
     assert not torch.equal(again.codes, whole.codes)
     lower = redraw(prompt, model.vocabulary, whole.split()[1:], box(0, 32, 32, 64, (64, 64)))
     assert lower.kept[0][len(whole.codes) // 2 * 8 :] == part.kept[0][len(whole.codes) // 2 * 8 :]
+    assert size_kept(model, "control_depth", [whole]) == (64, 64)
+    assert size_kept(model, "control_depth", whole.split()) == (64, 64)
+    assert size_kept(model, "text_to_image", [replace(whole, panels=1)]) == (64, 128)
 
 
 @pytest.mark.parametrize("decode", ["ar", "jacobi", "coupled"])

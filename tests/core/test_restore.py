@@ -11,6 +11,7 @@ from PIL import Image
 
 from lumina_core import InputError, PictureFinished, Progress, Sampling, generate, load, settings
 from lumina_core.restoration import Restoration, Restored, tile_side
+from lumina_core.tiles import plan_tiles
 from tests.core import checkpoints as ck
 from tests.core.test_engine_equal import eager_to_draw
 
@@ -103,6 +104,21 @@ def test_a_tile_is_the_picture_that_the_sampler_draws(model):
     assert job.words[0], "some text comes first"
     assert torch.equal(job.grids[0].codes, grid.codes)
     assert np.array_equal(job.finish().picture, model.decode(grid.codes))
+
+
+def test_tiles_that_look_alike_are_drawn_with_seeds_of_their_own(model):
+    job = Restoration(model, Image.new("RGB", (64, 32), "gray"), 1.0, seed=3)
+    list(job.draw(job.abreast(job.prompts(), SAMPLING)))
+    first, *others = (grid.codes for _, grid in sorted(job.grids.items()))
+    assert others and not any(torch.equal(first, codes) for codes in others)
+
+
+def test_a_line_tells_where_its_tile_lies_on_the_picture():
+    plan = plan_tiles((20, 100), 32, 5)
+    assert plan.canvas == (32, 128)
+    lines = Restored(np.zeros((100, 20, 3), np.uint8), plan, ("a\n b",) * len(plan)).lines()
+    assert lines[:2] == ["tile 1 (x 0-20, y 0-25): a b", "tile 2 (x 0-20, y 19-44): a b"]
+    assert lines[-1].endswith(" (x 0-20, y 75-100): a b")
 
 
 def test_a_tile_is_given_to_the_model_as_upstream_gives_a_picture(model):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lumina_core import InputError, PictureFinished, Progress, RowFinished, Sampling, generate
-from lumina_core.sampling.logits import draw, gumbel, keep_top, noise_key
+from lumina_core import AnswerFinished, InputError, PictureFinished, Progress, RowFinished, Sampling, generate
+from lumina_core.sampling.logits import decayed, draw, guide, gumbel, keep_top, noise_key
 
 HOT = Sampling(seed=3, cfg=3.0, temperature=1.0, image_top_k=0)
 
@@ -45,6 +45,18 @@ def test_a_picture_of_a_batch_equals_the_one_drawn_alone(tiny_model, prompt, cfg
         assert torch.equal(codes, alone)
 
 
+def test_the_answers_of_a_batch_are_those_of_seeds_that_follow_each_other(tiny_model):
+    prompt = replace(tiny_model.converse(["what is this?"]), expects="text")
+
+    def answers(**changes) -> list[tuple[int, ...]]:
+        sampling = replace(HOT, cfg=1.0, text_top_k=50, max_tokens=20, decode="ar", **changes)
+        events = generate(tiny_model.transformer, tiny_model.vocabulary, prompt, sampling)
+        return [event.tokens for event in events if isinstance(event, AnswerFinished)]
+
+    first, second = answers(batch=2)
+    assert first != second and [first] == answers() and [second] == answers(seed=HOT.seed + 1)
+
+
 def test_sampling_leaves_the_global_random_state_alone(tiny_model, prompt):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -57,6 +69,21 @@ def test_guidance_of_one_ignores_the_unconditional_row_and_others_do_not(tiny_mo
     plain = pictures(tiny_model, prompt, replace(HOT, cfg=1.0))
     guided = pictures(tiny_model, prompt, replace(HOT, cfg=6.0))
     assert not torch.equal(plain[0], guided[0])
+
+
+def test_upstreams_guidance_falls_from_the_first_code_on(tiny_model, monkeypatch):
+    scales = []
+
+    def noted(cond, uncond, scale):
+        scales.append(float(scale))
+        return guide(cond, uncond, scale)
+
+    monkeypatch.setattr("lumina_core.sampling.painter.guide", noted)
+    exact = Sampling(cfg=9.0, upstream_exact=True, decode="ar")
+    pictures(tiny_model, tiny_model.prompt("a cat", size=(128, 128)), exact)
+    assert scales[0] == 9 * (1 - 2 / 64)
+    for place, (before, after) in enumerate(zip(scales[:15], scales[1:16], strict=True), 3):
+        assert after == pytest.approx(decayed(before, place, (4, 4)))
 
 
 def test_cached_decoding_equals_one_pass_over_the_whole_sequence(tiny_model, prompt):

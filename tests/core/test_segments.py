@@ -6,10 +6,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lumina_core import InputError
-from lumina_core.segments import painted, segments
+from lumina_core.segments import masks_of, painted, segments
 from lumina_core.training import world
 
 SIZES = ((64, 64), (96, 64), (64, 96))
@@ -97,6 +98,24 @@ def test_a_small_region_joins_what_it_lies_in():
     assert [s.colour for s in three] == [(0, 0, 0), (255, 255, 0), (255, 0, 255)]
     two = segments(picture[None], min_area=0.02)
     assert [s.colour for s in two] == [(0, 0, 0), (255, 255, 0)] and two[1].mask[0, 4:8, 26:30].all()
+
+
+def test_a_wide_region_that_is_too_small_joins_its_neighbour_to_the_last_pixel():
+    picture = np.zeros((40, 400, 3), np.uint8)
+    picture[:, 170:] = (255, 0, 0)
+    [one] = segments(picture[None], min_area=0.5)
+    assert one.colour == (255, 0, 0) and one.mask.all()
+
+
+def test_black_can_be_left_out_unless_it_is_all_there_is():
+    picture = torch.zeros(1, 20, 20, 3)
+    alone, _ = masks_of(picture, drop_black=True)
+    assert len(alone) == 1 and alone[0].all()
+    picture[:, :, :8, 0] = 1
+    for dropped, colours in ((False, ["#000000", "#ff0000"]), (True, ["#ff0000"])):
+        masks, said = masks_of(picture, drop_black=dropped)
+        assert [entry[:7] for entry in said.split('"color": "')[1:]] == colours
+        assert torch.equal(masks[-1], picture[..., 0])
 
 
 def test_a_colour_is_one_segment_through_a_whole_batch():

@@ -10,9 +10,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from lumina_core import AnswerFinished, PictureFinished, Progress, RowFinished, TextPiece, talk
+from lumina_core import (
+    Answered,
+    AnswerFinished,
+    PictureFinished,
+    Progress,
+    RowFinished,
+    Sampling,
+    TextPiece,
+    TokenGrid,
+    generate,
+    load,
+    talk,
+)
 from lumina_core.cli import main, say
 from lumina_core.training import measures, world
 from tests.core import checkpoints as ck
@@ -116,6 +129,40 @@ def test_without_a_question_the_terminal_is_asked_until_an_empty_line(folders, t
     assert run("chat", "--model", folders["mgpt1"], "--max-tokens", 8, "--out", tmp_path) == 0
     one = capsys.readouterr().out
     assert two.startswith(one) and len(two) > len(one)
+
+
+def test_a_question_follows_what_was_said_and_shown_before(folders, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(transformer, vocabulary, prompt, sampling):
+        asked.append(prompt)
+        return generate(transformer, vocabulary, prompt, sampling)
+
+    monkeypatch.setattr(talk, "generate", noted)
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is this?\nand now?\n"))
+    common = ("chat", "--model", folders["mgpt1"], "--max-tokens", 8, "--out", tmp_path)
+    assert run(*common, "--image", folders["image"]) == 0
+    first, second = (prompt.tokens for prompt in asked)
+    vocabulary = load(folders["mgpt1"]).vocabulary
+    assert len(vocabulary.pictures(first)) == len(vocabulary.pictures(second)) == 1
+    assert second[: len(first)] == first and second.count(vocabulary.separator) >= 3
+
+
+def test_every_picture_of_a_conversation_has_a_file_of_its_own(folders, tmp_path, monkeypatch):
+    model, said = load(folders["mgpt1"]), []
+
+    def two_pictures(*_):
+        answer = Answered(model)
+        for code in (1, 2):
+            answer.note(PictureFinished(0, TokenGrid(torch.full((4, 4), code), "mgpt1")))
+        return answer
+
+    monkeypatch.setattr(talk, "written", two_pictures)
+    conversation = talk.Talk(model, Sampling(), tmp_path, lambda text: said.append(text), {})
+    for question in ("draw", "again"):
+        conversation.turn(question, [])
+    assert said == [str(tmp_path / f"picture_{n:02d}.png") for n in range(4)]
+    assert sorted(map(str, tmp_path.iterdir())) == said
 
 
 def test_a_bad_question_does_not_end_the_conversation(folders, tmp_path, capsys, monkeypatch):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumina_core import PictureFinished, generate, load, settings
+from lumina_core.training import world
 from tests.core import checkpoints as ck
 from tests.core.test_cli import on_terminal, refused_with, run
 
@@ -74,13 +76,18 @@ def test_several_pictures_and_a_batch_are_numbered(folders, pictures, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [f"a_{i:02d}.png" for i in range(6)]
 
 
-def test_detect_writes_its_boxes_as_json(folders, pictures, tmp_path, capsys):
-    out = tmp_path / "found.png"
-    options = ("--image", pictures[0], "--prompt", "a cat", "--size", "64x64", "--out", out)
-    assert run("task", "detect", "--model", folders["mgpt1"], *options) == 0
-    said = json.loads(out.with_suffix(".json").read_text())
-    assert (said[0]["width"], said[0]["height"]) == (70, 50)
-    assert json.loads(capsys.readouterr().out.splitlines()[0]) == said
+def test_detect_writes_its_boxes_as_json(tmp_path, capsys):
+    circle = world.Object("circle", "red", "in the center", "large", 70, 60, 28)
+    scene = world.Scene(128, 128, "white", (circle,), (False,))
+    file, out = tmp_path / "in.png", tmp_path / "found.png"
+    Image.fromarray(world.picture(scene)).resize((256, 128)).save(file)
+    options = ("--image", file, "--prompt", "red circle", "--size", "128x128", "--out", out)
+    assert run("task", "detect", "--model", "nano-mgpt1", *options) == 0
+    [said] = json.loads(out.with_suffix(".json").read_text())
+    assert (said["width"], said["height"]) == (256, 128)
+    assert json.loads(capsys.readouterr().out.splitlines()[0]) == [said]
+    [box] = said["boxes"]
+    assert box["label"] == "red circle" and np.allclose(box["box"], (84, 32, 196, 88), atol=12), box
 
 
 def test_a_subject_has_the_size_asked_for_and_a_pair_is_two_pictures(folders, pictures, tmp_path):
@@ -90,6 +97,19 @@ def test_a_subject_has_the_size_asked_for_and_a_pair_is_two_pictures(folders, pi
     assert run("task", "pair", *options, "--kind", "pose", "--out", tmp_path / "p.png") == 0
     for name in ("s.png", "p_00.png", "p_01.png"):
         assert Image.open(tmp_path / name).size == (96, 64)
+
+
+def test_pairs_of_a_batch_come_as_picture_map_picture_map(folders, tmp_path):
+    options = ("--prompt", "a", "--size", "64x64", "--kind", "pose", "--batch", 2, "--seed", 3)
+    assert run("task", "pair", "--model", folders["mgpt2"], *options, "--out", tmp_path / "p.png") == 0
+    model = load(folders["mgpt2"])
+    prompt = model.prompt("a", task="pair_pose", size=(64, 64))
+    sampling = settings(model, "pair_pose", seed=3, batch=2)
+    events = generate(model.transformer, model.vocabulary, prompt, sampling)
+    grids = {event.index: event.grid for event in events if isinstance(event, PictureFinished)}
+    for n in range(4):
+        panel = grids[n // 2].split()[n % 2]
+        assert np.array_equal(Image.open(tmp_path / f"p_{n:02d}.png"), model.decode(panel.codes))
 
 
 @pytest.mark.parametrize(

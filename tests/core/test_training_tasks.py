@@ -220,7 +220,10 @@ def test_training_sequences_begin_with_the_prompt_of_inference(tiny):
             assert model.family.templates["describe"].text.split("<")[0] in prompt.text
         else:
             prompt = model.prompt(e.text, task=e.task, size=size, images=pictures, subject=e.subject)
-            assert prompt.tokens == prompts_of(model, [e])[0].tokens or kind == "restore" or e.given
+            judged = prompts_of(model, [e])[0]
+            assert (judged.text, judged.units, judged.open_at) == (prompt.text, prompt.units, prompt.open_at)
+            others = sum(a != b for a, b in zip(prompt.tokens, judged.tokens, strict=True))
+            assert others <= (2 if e.given else 0), "codes of pictures alone may differ, by rounding"
         unlearned = [i for i, label in enumerate(labels) if label == IGNORE]
         last = unlearned[-1] + 1
         assert tuple(tokens[:last]) == prompt.tokens, (kind, size)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumina_core.training import world
+
 MODEL, IMAGE, TASK, SAVE, TEXT = "1", "2", "3", "4", "5"
 MAPS = ["Depth", "Segment", "Normals", "Pose", "Edges"]
 
@@ -100,15 +102,18 @@ def test_depth_comes_as_a_mask_too(comfy):
 
 
 def test_what_was_found_comes_as_picture_json_and_mask(comfy):
-    prompt = graph("Detect", "mgpt1", {"width": 60, "height": 45}, text="a cat", resolution=64)
+    circle = world.Object("circle", "red", "in the center", "large", 70, 60, 28)
+    picture = Image.fromarray(world.picture(world.Scene(128, 128, "white", (circle,), (False,))))
+    prompt = graph("Detect", "nano-mgpt1", ["6", 0], text="red circle", resolution=128)
+    name = given(comfy, "circle.png", picture.resize((256, 256)))
+    prompt["6"] = {"class_type": "LoadImage", "inputs": {"image": name}}
     prompt[TEXT] = {"class_type": "PreviewAny", "inputs": {"source": [TASK, 1]}}
     run = comfy.run(prompt)
-    assert sizes(comfy, run) == [(60, 45)]
+    assert sizes(comfy, run) == [(256, 256)]
     [said] = json.loads(run.outputs[TEXT]["text"][0])
-    assert (said["width"], said["height"]) == (60, 45)
-    for box in said["boxes"]:
-        left, top, right, bottom = box["box"]
-        assert 0 <= left < right <= 60 and 0 <= top < bottom <= 45 and box["label"] == "a cat"
+    assert (said["width"], said["height"]) == (256, 256)
+    [box] = said["boxes"]
+    assert box["label"] == "red circle" and np.allclose(box["box"], (84, 64, 196, 176), atol=12), box
 
 
 def test_a_segmentation_becomes_a_mask_a_colour(comfy):

@@ -13,7 +13,7 @@ import pytest
 import lumina_core
 from lumina_core import weights
 from lumina_core.convert import convert
-from tests.nodes.test_alone import ROOT
+from tests.nodes.test_help import ROOT
 
 COMFY = (
     *("comfy", "comfy.lora", "comfy.model_management", "comfy.ops", "comfy.utils", "comfy.cli_args"),

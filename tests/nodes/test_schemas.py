@@ -107,10 +107,6 @@ def test_help_pages_are_served(comfy):
         assert status == 200 and page.startswith(b"# Lumina-mGPT"), name
 
 
-def test_the_schemas_are_plain_json(ours):
-    assert json.loads(json.dumps(ours)) == ours
-
-
 def english(ours: dict) -> dict:
     """The nodes' own texts as a locale; without those that hold signs which a locale may not."""
 

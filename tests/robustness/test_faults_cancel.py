@@ -109,11 +109,8 @@ def test_an_exception_of_whoever_listens_ends_the_drawing_with_that_exception(mo
     job = jobs_of(models, folders)[name]
     counted = Countdown()
     clean = job(counted)
-    with pytest.raises(Faulty) as held:
+    with pytest.raises(Faulty):
         job(failing_at(counted.count // 2))
-    assert held.value is not None
-    assert not any(watched.cache_lives for watched in models.values()) or name != "jacobi"
-    del held
     assert caches_alive() == []
     assert job(idle) == clean
 

@@ -128,18 +128,19 @@ def test_a_picture_file_is_turned_as_its_camera_says_and_only_its_first_frame_is
         open_picture(tmp_path / "c.eps")  # Pillow would have Ghostscript draw it
 
 
-@given(SHAPE, ODD)
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), ODD, ODD, st.integers(0, 40))
 @FEW
-def test_pictures_become_masks_or_are_refused(shape, odd):
-    if shape[-1] != 3 or 0 in shape:
-        return
-    images = torch.full(shape, odd)
-    assert to_mask(images).shape == shape[:3]
-    try:
-        masks = masks_of(images)
-    except LuminaError:
-        return
-    assert all(mask.shape == shape[:3] for mask in masks[0])
+def test_masks_of_a_picture_of_two_colours_share_out_every_pixel(count, height, width, one, other, edge):
+    images = torch.full((count, height, width, 3), one)
+    images[:, :, edge:] = other
+    assert to_mask(images).shape == images.shape[:3]
+    masks, _ = masks_of(images, min_area=0.0)
+    assert torch.equal(sum(masks), torch.ones(images.shape[:3]))
+    shown = np.asarray(from_tensor(images)[0]).astype(int)
+    assert len(masks) == 1 + (abs(shown[0, 0, 0] - shown[0, -1, 0]) > 64)
+    assert all(
+        mask[:, :, :edge].unique().numel() <= 1 >= mask[:, :, edge:].unique().numel() for mask in masks
+    )
 
 
 # tiles
