@@ -27,10 +27,10 @@ AS_TOLD = (  # what the first figure of a kind is at least
     ("nano-mgpt1", "question", 0.85),
     ("nano-mgpt1", "yes or no", 0.7),
     ("nano-mgpt2-omni", "pose_panel", 0.85),
-    ("nano-mgpt2-omni", "subject", 0.7),
+    ("nano-mgpt2-omni", "subject", 0.8),
     ("nano-mgpt2-omni", "control_depth", 0.75),
     ("nano-mgpt2-omni", "control_pose", 0.7),
-    ("nano-mgpt2-omni", "edit_panel", 0.65),
+    ("nano-mgpt2-omni", "edit_panel", 0.72),
 )
 
 
