@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import MODES, InputError, LuminaError, Sampling, __version__, commands, talk, task
-from .prompt_file import FREE
+from .prompt_file import FREE, size_in
 from .shortage import told
 
 TASKS = (
@@ -332,10 +332,10 @@ def add_settings(p: argparse.ArgumentParser) -> None:
 
 def size(text: str) -> tuple[int, int]:
     """The argument type of WxH."""
-    m = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if not m:
+    found = size_in(text)
+    if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, for example 96x64")
-    return int(m[1]), int(m[2])
+    return found
 
 
 def size_or_free(text: str) -> tuple[int, int] | str:

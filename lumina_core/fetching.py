@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import hub
 from .errors import LuminaError
+from .files import user_path
 
 VQ_NBYTES = 1_100_000_000  # of the largest image tokenizer, about
 PAUSE = 0.2  # seconds between two looks
@@ -37,8 +38,8 @@ class Download:
 
     def __init__(self, name: str, folder: str | Path):
         self.release = hub.find(name)
-        self.target = Path(folder).expanduser() / self.release.name
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
+        self.target = self.folder / self.release.name
         self.total = self.release.nbytes + (VQ_NBYTES if self.release.vq else 0)
 
     def __enter__(self) -> Download:

@@ -122,12 +122,18 @@ def _value(given: Mapping, key: str, kind: str):
 def _size(given: Mapping) -> tuple[int, int] | str:
     if given["size"] == FREE:
         return FREE
-    m = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(given["size"]))
-    if not m:
+    size = size_in(str(given["size"]))
+    if size is None:
         raise InputError(
             f'\'size\' is {json.dumps(given["size"])}; write "WIDTHxHEIGHT", for example "96x64", or "free".'
         )
-    return int(m[1]), int(m[2])
+    return size
+
+
+def size_in(text: str) -> tuple[int, int] | None:
+    """(width, height) that a text names as WIDTHxHEIGHT, or None where it names none."""
+    m = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    return (int(m[1]), int(m[2])) if m else None
 
 
 def _name(given: Mapping) -> str:

@@ -128,9 +128,8 @@ class Prompt:
     # Codes that are kept, of the whole picture row by row, -1 where one is drawn; picture i of a batch keeps those of
     # entry i, beginning again behind the last. Empty: all are drawn.
     kept: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
-    numbering: tuple[int, ...] = field(
-        default=(), repr=False
-    )  # `Vocabulary.numbering` of its maker; empty: not told
+    # `Vocabulary.numbering` of its maker; empty: not told
+    numbering: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def picture_panel(self) -> int:

@@ -31,8 +31,7 @@ def prompt(
     model = hosted.model
     if size is not None:
         size = None if (images or keep) and not any(size) else model.size_for(task, *size)
-    entry = model.template(task)
-    if size is None and images and not keep and (entry.given_panel or entry.same_size):
+    if size is None and images and not keep and model.template(task).given_panel:
         size = lumina_core.working_size(model, task, images[0])
     if images:
         hosted.place_vq([size] if size else _sizes_asked_about(hosted, images))

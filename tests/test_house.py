@@ -29,7 +29,7 @@ MAY_IMPORT = {  # every module of lumina_core -> modules of lumina_core it may i
     "checkpoint": {"weights", "documents", "hub", "text", "transformer"},
     "color": set(),
     "hub": {"files"},
-    "fetching": {"hub"},
+    "fetching": {"files", "hub"},
     "prompts": {"text", "unirep"},
     "image": {"unirep"},
     "tiles": {"unirep"},

@@ -335,14 +335,8 @@ def test_the_command_line_may_leave_the_size_to_the_model(tiny_folder, tmp_path,
     for module in (commands, many):
         monkeypatch.setattr(module, "generate", drawn)
     words = [RED] if way == "one" else ["--prompts", write(tmp_path, {"prompt": RED})]
-    options = [
-        "--model",
-        tiny_folder,
-        "--size",
-        "free",
-        "--out",
-        tmp_path / ("a.png" if way == "one" else "out"),
-    ]
+    out = tmp_path / ("a.png" if way == "one" else "out")
+    options = ["--model", tiny_folder, "--size", "free", "--out", out]
     assert main(["generate", *map(str, [*words, *options])]) == 0
     assert asked == [None]
 

@@ -20,7 +20,7 @@ from lumina_core.sampling.answer import ROOM
 from lumina_core.sampling.contexts import Contexts
 from lumina_core.sampling.events import LARGEST_WINDOW, WINDOWS
 from lumina_core.sampling.text import DRAFTS
-from tests.core.test_sampling_rules import PROMPT, SIZE, Scripted, V
+from tests.core.scripted import PROMPT, SIZE, Scripted, V
 
 SAMPLING = Sampling(seed=1, cfg=3.0, image_top_k=0)
 

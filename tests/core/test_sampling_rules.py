@@ -3,104 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from lumina_core import InputError, PictureError, PictureFinished, Sampling, TextPiece, generate, load
-from lumina_core.cache import KVCache
-from lumina_core.prompts import Prompt
+from lumina_core import InputError, PictureError, PictureFinished, Sampling, generate, load
 from lumina_core.sampling import AnswerFinished, Progress, RowFinished
-from lumina_core.sampling.abreast import Abreast
-from lumina_core.sampling.finite import Finite
 from lumina_core.sampling.logits import (
     decayed,
-    draw,
     entropy,
     guide,
-    gumbel,
     keep_by_entropy,
     keep_top,
-    noise_key,
     top_k_of_entropy,
 )
 from lumina_core.sampling.rules import Rules, place_after, replay
-from lumina_core.sampling.text import drawn_tokens
-from lumina_core.unirep import Vocabulary
 from tests.core import checkpoints as ck
-
-GREEDY = Sampling(cfg=1.0, temperature=0.0, image_top_k=0, text_top_k=0, decode="ar")
-V = Vocabulary(
-    bos=0,
-    separator=1,
-    separator_name="<sep>",
-    image_start=2,
-    image_end=3,
-    row_end=4,
-    placeholder=5,
-    grid={n: 10 + n for n in range(1, 9)},
-    code_ids=torch.arange(30, 46),
-    latents_per_unit=2,
-)
-SIZE = 60
-PROMPT = Prompt("mgpt1", "case", (0, 50, 51, 1), "text_then_image")
-CODES = torch.arange(4).view(2, 2)
-SMALL = V.encode(CODES)  # a 32x32 picture: 10 tokens
-WIDE = V.encode(torch.arange(8).view(2, 4))
-
-
-class Scripted:
-    """Stands for a transformer that says `answer` behind the prompt, and keeps what it was fed."""
-
-    def __init__(self, answer, prompt=PROMPT, positions=256, masked=False):
-        self.config = SimpleNamespace(
-            max_position_embeddings=positions, vocab_size=SIZE, mask_image_logits=masked
-        )
-        self.model = SimpleNamespace(
-            embed_tokens=SimpleNamespace(weight=torch.zeros(1)), norm=SimpleNamespace(weight=torch.zeros(1))
-        )
-        self.next = [*prompt.tokens, *answer, *[SIZE - 1] * positions]
-        self.fed: list[tuple[int, int, list[int]]] = []  # row, first position, tokens
-
-    def new_cache(self, rows, capacity, device, dtype):
-        return KVCache(1, rows, capacity, 1, 1, device=device, dtype=dtype)
-
-    def cache_nbytes(self, rows, capacity, dtype):
-        return KVCache.nbytes(1, rows, capacity, 1, 1, dtype)
-
-    def parts(self, device):
-        return None
-
-    def __call__(self, tokens, start=0, cache=None, rows=slice(None), length=None, parts=None):
-        first = rows.start or 0
-        starts = [start] * len(tokens) if isinstance(start, int) else start.tolist()
-        self.fed += [(first + r, starts[r], tokens[r].tolist()) for r in range(len(tokens))]
-        ahead = [[self.next[s + i + 1] for i in range(tokens.shape[1])] for s in starts]
-        return F.one_hot(torch.tensor(ahead), SIZE).float() * 9
-
-    def scores(self, hidden, head=None):
-        return hidden if head is None else F.linear(hidden, head)
-
-    def head_rows(self, ids, device, dtype):
-        return torch.eye(SIZE)[ids]
-
-
-def answer(script, sampling=GREEDY, prompt=PROMPT, **options):
-    said = Scripted(script, prompt, **options)
-    events = list(generate(said, V, prompt, sampling))
-    return said, events
-
-
-def drawn(events):
-    return [e.grid.codes for e in events if isinstance(e, PictureFinished)]
-
-
-def words(events):
-    return [t for e in events if isinstance(e, TextPiece) for t in e.tokens]
-
+from tests.core.scripted import CODES, GREEDY, PROMPT, SMALL, WIDE, Scripted, V, answer, drawn, words
 
 # Free answers
 
@@ -222,67 +142,11 @@ def test_a_prompt_that_fills_the_positions_is_refused_before_any_work():
 # Checkpoints that write text only
 
 
-def test_mask_image_logits_keeps_codes_out_of_what_top_k_counts():
-    scores = torch.zeros(1, SIZE)
-    scores[0, 30:40], scores[0, 50], scores[0, 51] = 9.0, 8.0, 7.9
-    for masked, drawable in ((True, {50, 51}), (False, {50})):
-        seen = {draw_of(scores, place, 2, masked) for place in range(50)}
-        assert seen == drawable
-
-
 def test_mask_image_logits_refuses_pictures_before_any_work_or_as_they_begin():
     with pytest.raises(InputError, match="mask_image_logits"):
         answer(SMALL, prompt=replace(PROMPT, expects="image", units=(1, 1)), masked=True)
     with pytest.raises(PictureError, match="mask_image_logits"):
         answer([50, *SMALL], masked=True)
-
-
-# Text holds no parts of pictures
-
-
-def draw_of(scores, place, top_k, masked=False) -> int:
-    """The token drawn from scores (1, V) at a place of an answer."""
-    said = Scripted([], masked=masked)
-    finite = Finite(torch.device("cpu"), torch.float32)
-    [token] = drawn_tokens(said, V, scores, [noise_key(7, place)], finite, 1.0, top_k)
-    return int(token)
-
-
-@pytest.mark.parametrize("decode", ["ar", "jacobi"])
-@pytest.mark.parametrize("top_k", [0, 1, 5])
-@pytest.mark.parametrize("part", [30, V.row_end, V.image_end])
-def test_no_part_of_a_picture_is_drawn_in_text(part, top_k, decode):
-    script = [50, *[part] * 20, 51, V.separator]
-    _, events = answer(script, replace(GREEDY, text_top_k=top_k, decode=decode))
-    said = words(events)
-    assert (said[0], said[-1], len(said)) == (50, 51, 22)
-    assert not {part, V.image_start} & set(said[1:-1])
-
-
-def test_no_part_of_a_picture_is_drawn_in_texts_side_by_side():
-    prompt = replace(PROMPT, expects="text")
-    said = Scripted([50, 30, V.row_end, V.image_end, 51, V.separator])
-    events = list(Abreast(said, V, [prompt] * 2, [1, 2], GREEDY).draw(2))
-    for i in range(2):
-        tokens = words([e for e in events if e.index == i])
-        assert (tokens[0], tokens[-1], len(tokens)) == (50, 51, 5)
-        assert not {30, V.row_end, V.image_end} & set(tokens)
-
-
-@pytest.mark.parametrize("top_k", [0, 1, 4])
-def test_what_is_drawn_without_a_part_of_a_picture_is_what_upstream_draws(top_k):
-    parts = {*V.code_ids.tolist(), V.row_end, V.image_end}
-    rng, sound = torch.Generator().manual_seed(3), 0
-    for place in range(300):
-        scores = torch.randn(1, SIZE, generator=rng) * 3
-        noise = gumbel(torch.tensor([noise_key(7, place)]), SIZE)
-        wanted = int(draw(keep_top(scores, top_k), 1.0, noise))
-        token = draw_of(scores, place, top_k)
-        assert token not in parts
-        if wanted not in parts:
-            assert token == wanted
-            sound += 1
-    assert 100 < sound < 300
 
 
 # Open pictures

@@ -14,8 +14,8 @@ from lumina_core.sampling import room
 from lumina_core.sampling.contexts import Contexts
 from lumina_core.sampling.graphs import WARM
 from lumina_core.transformer import Transformer, TransformerConfig
-from lumina_core.unirep import Vocabulary
 from lumina_core.vq.decoding import decode
+from tests.core.scripted import V
 
 AR = Sampling(seed=3, cfg=3.0, image_top_k=0, decode="ar")
 
@@ -155,18 +155,8 @@ def test_the_cache_is_given_back_and_its_size_is_the_one_told():
     """Two layers as wide as those of the 7B shape, two guided pictures of 512x512: 546 MB of keys and values."""
     config = TransformerConfig(128, 4096, 256, 2, 32, 32, 8192)
     transformer = Transformer(config, dtype=torch.bfloat16, device="cuda").requires_grad_(False)
-    vocabulary = Vocabulary(
-        bos=0,
-        separator=1,
-        separator_name="",
-        image_start=2,
-        image_end=3,
-        row_end=4,
-        placeholder=5,
-        grid={n: 8 + n for n in range(1, 17)},
-        code_ids=torch.arange(64, 128),
-        latents_per_unit=4,
-    )
+    sizes = {n: 8 + n for n in range(1, 17)}
+    vocabulary = replace(V, grid=sizes, code_ids=torch.arange(64, 128), latents_per_unit=4)
     prompt, sampling = Prompt("mgpt2", "case", (0, 30, 31), "image", (16, 16)), replace(AR, batch=2)
     told = room.cache_nbytes(transformer, vocabulary, prompt, sampling)
     assert told > 5e8
