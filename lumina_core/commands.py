@@ -221,7 +221,8 @@ def run_train(args: argparse.Namespace, say: Say) -> None:
 
 
 def run_evaluate(args: argparse.Namespace, say: Say) -> None:
-    from .training.evaluate import ceilings, evaluate, evaluate_tokenizer, table
+    from .training.evaluate import ceilings, evaluate, evaluate_tokenizer
+    from .training.figures import table
     from .training.recipes import RECIPES
 
     model = open_model(args)

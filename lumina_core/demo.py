@@ -11,8 +11,9 @@ from .request import settings
 from .sheet import Cell, Section, contact_sheet
 from .text import IMAGE
 from .training import world
-from .training.evaluate import Outcome, outcomes
+from .training.evaluate import outcomes
 from .training.examples import Example, Size, example, task_of
+from .training.figures import Outcome
 from .training.recipes import RECIPES
 
 DENOISE = "denoise"  # a kind that the checkpoints are not trained on: it is an edit that changes nothing

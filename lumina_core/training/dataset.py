@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from ..families.model import without_tf32
 from ..files import write_state
 from ..pickles import read_plain
 from ..prompts import IGNORE
@@ -119,7 +120,8 @@ def picture_codes(vq: nn.Module, pictures: list[np.ndarray], device="cpu") -> di
     for first in range(0, len(names), CHUNK):
         part = names[first : first + CHUNK]
         pixels = to_network(np.stack([unique[name] for name in part]))
-        codes |= zip(part, vq.encode(pixels.to(device)).cpu(), strict=True)
+        with without_tf32():
+            codes |= zip(part, vq.encode(pixels.to(device)).cpu(), strict=True)
     return codes
 
 

@@ -6,16 +6,23 @@ examples; only the split differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..prompts import TEXT_TO_IMAGE, fill
 from ..text import IMAGE
+from ..unirep import UNIT
 from . import degrade, edits, maps, questions, world
 
 Size = tuple[int, int]  # width, height in pixels, of one panel
 LARGEST_ZOOM = 2.5  # of a picture that a tile is a piece of
+VIEWS = (
+    "Generate two images of {width}x{height}, from the front and from behind, according to the following prompt:\n"
+    "{caption}"
+)
+BOTH = f"{IMAGE} {IMAGE}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +31,7 @@ class Example:
 
     `text` fills the template of `task`; `given` are pictures of the question, `answer` the answer's words with a mark
     for each of its pictures, `drawn` those pictures (the panels from top to bottom where `task` has panels). `earlier`
-    are turns (question, answer) that stand before, in a conversation whose pictures all belong to its first question.
+    are turns (question, answer, ...) that stand before; pictures in them, marked too, are the first of those given.
     """
 
     task: str
@@ -133,16 +140,68 @@ def _describe(s: world.Scene, rng: np.random.Generator) -> Example:
 def _chat(ask: Callable[[world.Scene, np.random.Generator], questions.Turns]) -> Maker:
     def make(s: world.Scene, rng: np.random.Generator) -> Example:
         first, *turns = ask(s, rng)
-        # Where nobody places a picture it stands before the question; people also place it behind.
-        turns = (f"{first} {IMAGE}" if rng.random() < 0.3 else f"{IMAGE} {first}", *turns)
-        return Example(
-            *("chat", turns[-2], _size(s), s, (world.picture(s),)),
-            answer=turns[-1],
-            earlier=turns[:-2],
-            truth=turns[1::2],
-        )
+        return _talk(s, (s,), _with_pictures(first, 1, rng), *turns)
 
     return make
+
+
+def _with_pictures(question: str, pictures: int, rng: np.random.Generator) -> str:
+    # Where nobody places pictures they stand before the question; people also place them behind.
+    marks = [IMAGE] * pictures
+    return " ".join([question, *marks] if rng.random() < 0.3 else [*marks, question])
+
+
+def _talk(s: world.Scene, shown: Sequence[world.Scene], *turns: str) -> Example:
+    """A conversation (question, answer, ...) whose marks stand for pictures of the scenes `shown`."""
+    return Example(
+        *("chat", turns[-2], _size(s), s, tuple(world.picture(each) for each in shown)),
+        answer=turns[-1],
+        earlier=tuple(turns[:-2]),
+        truth=tuple(turns[1::2]),
+    )
+
+
+@_maker("later picture")
+def _later_picture(s: world.Scene, rng: np.random.Generator) -> Example:
+    """A question about a picture that a later turn brings, or that the answer before it drew."""
+    question, answer = questions.ask(s, rng)
+    if rng.random() < 0.3:
+        width, height = _size(s)
+        drawing = fill(TEXT_TO_IMAGE.text, world.caption(s), (height // UNIT, width // UNIT))
+        return _talk(s, (s,), drawing, IMAGE, question, answer)
+    other = world.random_scene(rng, *_size(s))
+    first, *turns = (questions.ask, questions.ask_twice)[rng.integers(2)](other, rng)
+    before = (_with_pictures(first, 1, rng), *turns)
+    return _talk(s, (other, s), *before, _with_pictures(question, 1, rng), answer)
+
+
+def _asks_views(s: world.Scene) -> str:
+    return VIEWS.format(width=s.width, height=s.height, caption=world.caption(s))
+
+
+@_maker("several pictures")
+def _several_pictures(s: world.Scene, rng: np.random.Generator) -> Example:
+    """A question about one of two or three pictures: brought together, one in an earlier turn, or drawn before."""
+    before: tuple[str, ...] = ()
+    way = rng.choice(["together", "in turns", "drawn"], p=[0.55, 0.25, 0.2])
+    if way == "drawn":
+        shown = (s, world.from_behind(s))
+        before = _asks_views(s), BOTH
+    else:
+        shown = (s, *(world.random_scene(rng, *_size(s)) for _ in range(rng.choice([1, 2], p=[0.7, 0.3]))))
+    if way == "in turns":
+        first, told = questions.ask(s, rng)
+        before = _with_pictures(first, 1, rng), told
+    question, answer = questions.ask_of_several(shown, rng)
+    pictures = len(shown) - "".join(before).count(IMAGE)
+    return _talk(s, shown, *before, _with_pictures(question, pictures, rng), answer)
+
+
+@_maker("views")
+def _views(s: world.Scene, rng: np.random.Generator) -> Example:
+    """Two pictures in one answer: the scene from the front and from behind."""
+    drawn = world.picture(s), world.picture(world.from_behind(s))
+    return Example("chat", _asks_views(s), _size(s), s, answer=BOTH, drawn=drawn)
 
 
 @_maker("restore")

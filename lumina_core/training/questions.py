@@ -1,8 +1,8 @@
-"""Questions about a scene with their exact answers, one by one, about what the last named, and in conversations."""
+"""Questions with their exact answers: about a scene, about what the last one named, about one of several pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from . import world
 from .edits import named, reference
 
 NUMBERS = ("zero", "one", "two", "three")
+ORDINALS = ("first", "second", "third")
 TURNS = 4  # of a long conversation
 Turns = tuple[str, ...]  # question, answer, question, answer ...
 Table = dict[str, tuple[Callable[[world.Scene, np.random.Generator], Turns], float]]  # what asks, how often
@@ -129,6 +130,22 @@ def ask_often(s: world.Scene, rng: np.random.Generator) -> Turns:
         question, answer = ask(s, rng)
         turns[question] = answer
     return tuple(part for turn in turns.items() for part in turn)
+
+
+def ask_of_several(scenes: Sequence[world.Scene], rng: np.random.Generator) -> Turns:
+    """A question about one of several pictures, which it names by number, or which of them shows something."""
+    which = int(rng.integers(len(scenes)))
+    o = _one(scenes[which], rng)
+    others = {(p.colour, p.shape) for i, s in enumerate(scenes) if i != which for p in s.objects}
+    if rng.random() < 0.25 and (o.colour, o.shape) not in others:
+        return f"Which picture shows {named(o)}?", f"the {ORDINALS[which]}"
+    question, answer = ask(scenes[which], rng)
+    picture = f"the {ORDINALS[which]} picture"
+    if "the picture" in question:
+        return question.replace("the picture", picture), answer
+    if rng.random() < 0.3:
+        return f"In {picture}, {question[0].lower()}{question[1:]}", answer
+    return f"{question.removesuffix('?')} in {picture}?", answer
 
 
 def _drawn(table: Table, s: world.Scene, rng: np.random.Generator) -> Turns:

@@ -95,10 +95,14 @@ MGPT1_KINDS = {  # kind -> weight in the mixture
     "yes or no": 0.1,
     "second question": 0.03,
     "conversation": 0.09,
+    "later picture": 0.14,
+    "several pictures": 0.26,
+    "views": 0.12,
 }
 SHAPED = ("text_to_image", "depth", "segment", "normals", "pose")  # kinds also made at other aspect ratios
-# These show but one picture.
+# These show no maps.
 WORDED = ("text_to_image", "describe", "question", "yes or no", "second question", "conversation")
+WORDED += ("later picture", "several pictures", "views")
 MGPT1_SQUARE = {(kind, BIG_SQUARE): w for kind, w in MGPT1_KINDS.items()}
 MGPT1_ALL = {
     **{pool: w * (0.5 if pool[0] in SHAPED else 1.0) for pool, w in MGPT1_SQUARE.items()},
@@ -135,8 +139,9 @@ NANO_MGPT1 = Recipe(
     examples={
         **dict.fromkeys(MGPT1_SQUARE, 4000),
         **{pool: 10000 for pool in MGPT1_SQUARE if pool[0] in WORDED},
-        **{(kind, BIG_SQUARE): 16000 for kind in ("segment", "pose")},
-        **{(kind, BIG_SQUARE): 24000 for kind in ("detect", "edit")},
+        ("pose", BIG_SQUARE): 16000,
+        **{(kind, BIG_SQUARE): 24000 for kind in ("segment", "edit")},
+        ("detect", BIG_SQUARE): 32000,
         **{(kind, size): 1200 for kind in SHAPED for size in (BIG_WIDE, BIG_TALL)},
         **{(kind, size): 4000 for kind in ("segment", "pose") for size in (BIG_WIDE, BIG_TALL)},
         **{("text_to_image", size): 3000 for size in (BIG_WIDE, BIG_TALL)},
@@ -148,7 +153,7 @@ NANO_MGPT1 = Recipe(
         phases=_phases((9600, MGPT1_ALL)),
         softness=0.3,
         text_weight=5.0,
-        guided=frozenset({"text_to_image", "control", "edit"}),
+        guided=frozenset({"text_to_image", "control", "edit", "views"}),
     ),
     sampling={
         **{"cfg": 2.0, "temperature": 0.1, "target_size": 128},

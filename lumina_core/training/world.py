@@ -1,8 +1,8 @@
 """The world of shapes: scenes we draw ourselves, so that every label is exact.
 
 A scene is one to three objects (shape, colour, place, size) on a coloured ground. From a scene come its picture, its
-caption, and its depth, segmentation, normals, boxes and edges. Scene number n of a split is a function of
-(split, n) only.
+caption, its depth, segmentation, normals, boxes and edges, and how it looks from behind. Scene number n of a split
+is a function of (split, n) only.
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ class Scene:
 
 def scene(split: str, number: int, width: int, height: int) -> Scene:
     """Scene `number` of a split ("train" or "held-out") at a picture size in pixels."""
-    rng = np.random.default_rng([SPLITS[split], number])
+    return random_scene(np.random.default_rng([SPLITS[split], number]), width, height)
+
+
+def random_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
+    """The next scene of a random stream at a picture size in pixels."""
     count = int(rng.choice([1, 2, 3], p=[0.25, 0.45, 0.30]))
     ground = str(rng.choice(list(GROUNDS)))
     objects: list[Object] = []
@@ -98,6 +102,16 @@ def scene(split: str, number: int, width: int, height: int) -> Scene:
         if all(apart(candidate, other) for other in objects):
             objects.append(candidate)
     return Scene(width, height, ground, tuple(objects), tuple(bool(rng.random() < 0.4) for _ in objects))
+
+
+def from_behind(s: Scene) -> Scene:
+    """The same scene seen from behind: every shape is its own mirror image, left and right change sides."""
+    swap = {"left": "right", "right": "left"}
+    objects = (
+        replace(o, x=s.width - o.x, place=" ".join(swap.get(word, word) for word in o.place.split()))
+        for o in s.objects
+    )
+    return replace(s, objects=tuple(objects))
 
 
 def enlarged(s: Scene, factor: float) -> Scene:

@@ -11,8 +11,9 @@ from PIL import Image
 from lumina_core import load
 from lumina_core.boxes import Box
 from lumina_core.training import edits, maps, measures, questions, world
-from lumina_core.training.evaluate import JUDGES, Outcome, ceilings, judged
+from lumina_core.training.evaluate import ceilings
 from lumina_core.training.examples import MAKERS, example
+from lumina_core.training.figures import JUDGES, Outcome, judged
 
 SIZE = (64, 64)
 COUNT = 24
@@ -102,6 +103,17 @@ def test_keypoints_beside_a_picture_fit_it_only_if_every_shape_has_all_of_them()
         assert measures.agreement("pose", picture, reds_only) < 0.6
         assert measures.agreement("pose", picture, np.full_like(joints, 255)) == 0
         assert measures.agreement("pose", picture, np.zeros_like(joints)) == 0
+
+
+def test_views_are_two_pictures_and_the_second_is_mirrored():
+    done = [o for o in truth("views", 40) if not np.array_equal(*o.panels)]
+    twice = [Outcome(o.example, (o.panels[0],) * 2, "") for o in done]
+    once = [Outcome(o.example, o.panels[:1], "") for o in done]
+    for wrong in (twice, once):
+        colour, shape, two = judged("views", wrong)
+        assert not colour.met
+        assert not shape.met
+        assert two.value == float(wrong is twice)
 
 
 def test_nothing_is_said_of_what_no_example_has():

@@ -12,6 +12,7 @@ from PIL import Image
 from lumina_core import PictureFinished, Sampling, TextPiece, TokenGrid, generate, load
 from lumina_core.prompts import IGNORE
 from lumina_core.sampling.abreast import Abreast
+from lumina_core.text import IMAGE
 from lumina_core.training import build, degrade, edits, maps, measures, questions, world
 from lumina_core.training.batches import Batches, Phase, Plan
 from lumina_core.training.dataset import Sequences, picture_codes
@@ -124,6 +125,49 @@ def test_a_long_conversation_asks_nothing_twice():
         assert len(set(turns[::2])) == questions.TURNS
         for question, answer in zip(turns[::2], turns[1::2], strict=True):
             check_answer(s, question, answer)
+
+
+def test_a_question_about_several_pictures_says_which():
+    asked_which = 0
+    for n in range(120):
+        shown = [SCENES[(n + i) % len(SCENES)] for i in range(2 + n % 2)]
+        question, answer = questions.ask_of_several(shown, rng(n))
+        if question.startswith("Which picture"):
+            asked_which += 1
+            there = [any(f"{o.colour} {o.shape}" in question for o in s.objects) for s in shown]
+            assert there.count(True) == 1
+            assert answer == f"the {questions.ORDINALS[there.index(True)]}"
+            continue
+        [which] = [i for i, word in enumerate(questions.ORDINALS) if f"the {word} picture" in question]
+        picture = f"the {questions.ORDINALS[which]} picture"
+        plain = question.replace(f" in {picture}", "").replace(f"In {picture}, ", "")
+        check_answer(shown[which], plain[0].upper() + plain[1:], answer)
+    assert 5 < asked_which < 60
+
+
+def test_pictures_come_in_later_turns_too():
+    talks = [example("later picture", "train", n, SIZE) for n in range(60)]
+    talks += [example("several pictures", "train", n, SIZE) for n in range(60)]
+    for e in talks:
+        turns = [*e.earlier, e.text, e.answer]
+        assert "".join(turns).count(IMAGE) == len(e.given)
+        assert (e.given[-1] == world.picture(e.scene)).all() or len(e.given) > 1
+    brought = sum(IMAGE in e.text and bool(e.earlier) for e in talks)
+    drawn_before = sum(e.earlier[-1:] == (IMAGE,) for e in talks)
+    at_once = sum(e.text.count(IMAGE) > 1 for e in talks)
+    assert min(brought, drawn_before, at_once) >= 10
+
+
+def test_a_view_from_behind_is_the_mirror_image():
+    for s in SCENES:
+        behind = world.from_behind(s)
+        mirrored = np.abs(world.picture(behind).astype(int) - world.picture(s)[:, ::-1])
+        assert mirrored.max() <= 1, "by rounding"
+        for o, there in zip(s.objects, behind.objects, strict=True):
+            x, y = world.PLACES[o.place]
+            assert world.PLACES[there.place] == (pytest.approx(1 - x), y)
+    e = example("views", "train", 0, SIZE)
+    assert (e.drawn[1] == world.picture(world.from_behind(e.scene))).all()
 
 
 def test_maps_are_exact():
