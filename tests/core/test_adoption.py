@@ -74,9 +74,9 @@ def test_heads_look_at_the_same_place_of_the_picture_given(name, kind, square, n
     for look in recipe.looks_back:
         seen = weights[look.layer, look.head][torch.tensor(drawn) - 1, torch.tensor(given)]
         if look.distance == drawn[0] - given[0] - 1:
-            assert seen.min() > 0.6, look
+            assert seen.min() > 0.5, look  # more than at all other places together
         else:
-            assert seen.max() < 0.6, look
+            assert seen.max() < 0.5, look
     assert any(look.distance == drawn[0] - given[0] - 1 for look in recipe.looks_back)
 
 
