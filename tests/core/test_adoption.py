@@ -65,7 +65,7 @@ def test_heads_look_at_the_same_place_of_the_picture_given(name, kind, square, n
     recipe = RECIPES[name]
     model, language, _ = made(recipe, tmp_path)
     e = example(kind, "train", number, square)
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(1)
     codes = [torch.randint(recipe.vq.n_embed, (8, 8), generator=rng) for _ in range(2)]
     tokens, _ = language.sequence(e, codes[:1], codes if len(e.drawn) == 2 else codes[1:])
     places = [i for i, t in enumerate(tokens) if language.vocabulary.code_of(t) is not None]
@@ -74,9 +74,9 @@ def test_heads_look_at_the_same_place_of_the_picture_given(name, kind, square, n
     for look in recipe.looks_back:
         seen = weights[look.layer, look.head][torch.tensor(drawn) - 1, torch.tensor(given)]
         if look.distance == drawn[0] - given[0] - 1:
-            assert seen.min() > 0.5, look  # more than at all other places together
+            assert seen.min() > 0.6, look
         else:
-            assert seen.max() < 0.5, look
+            assert seen.max() < 0.6, look
     assert any(look.distance == drawn[0] - given[0] - 1 for look in recipe.looks_back)
 
 
