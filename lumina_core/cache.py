@@ -11,9 +11,14 @@ class KVCache:
     def __init__(self, layers: int, rows: int, capacity: int, kv_heads: int, head_dim: int, *, device, dtype):
         shape = (rows, capacity, kv_heads, head_dim)
         self.rows, self.capacity = rows, capacity
-        self.steps = torch.arange(capacity, device=device)
+        self._number(device)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+
+    def _number(self, device) -> None:
+        self.steps = torch.arange(self.capacity, device=device)
+        rows = torch.arange(self.rows, device=device)
+        self.firsts = rows[:, None] * self.capacity  # of each row in a flat table
 
     @staticmethod
     def nbytes(
@@ -24,13 +29,12 @@ class KVCache:
 
     def places(self, rows: slice, positions: torch.Tensor) -> torch.Tensor:
         """Where positions (R, T) of a range of rows stand in the flat cache: (R * T,), for `write`."""
-        first = torch.arange(*rows.indices(self.rows), device=positions.device) * self.capacity
-        return (first[:, None] + positions).view(-1)
+        return (self.firsts[rows] + positions).view(-1)
 
     def write(self, layer: int, places: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Stores k and v (R, T, kv_heads, head_dim) at `places` (R * T,)."""
+        """Stores k and v (R * T, kv_heads, head_dim) at `places` (R * T,)."""
         for table, new in ((self.keys[layer], k), (self.values[layer], v)):
-            flat, new = table.flatten(0, 1), new.flatten(0, 1)
+            flat = table.view(-1, *new.shape[1:])
             if flat.device.type == "mps":  # there index_copy_ came with torch 2.8, and is very slow
                 flat[places] = new
             else:
@@ -46,8 +50,8 @@ class KVCache:
             for i, old in enumerate(tables):
                 tables[i] = old.new_zeros(self.rows, capacity, *old.shape[2:])
                 tables[i][:, : self.capacity] = old
-        self.steps = torch.arange(capacity, device=self.steps.device)
         self.capacity = capacity
+        self._number(self.steps.device)
 
     def add_rows(self, count: int) -> None:
         """Adds empty rows behind the others, table by table as `grow`."""
@@ -55,6 +59,7 @@ class KVCache:
             for i, old in enumerate(tables):
                 tables[i] = torch.cat([old, old.new_zeros(count, *old.shape[1:])])
         self.rows += count
+        self._number(self.steps.device)
 
     def free(self) -> None:
         """Lets the memory go at once, whoever still holds the cache."""

@@ -14,32 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import int8
+
+FEW = 64  # inputs up to which a product on a CPU is taken the other way round
+
 
 @torch.no_grad()
 def lay_together(linears: Sequence[nn.Linear]) -> None:
-    """Moves the weights of plain Linears into one piece of memory; other layers stay as they are.
-
-    A CPU's float32 weights lie by columns there, unless they are wider than high: products with a few rows of input,
-    as drawing makes them, then read each weight once, in order, instead of making a sorted copy first.
-    """
-    if not all(map(is_plain, linears)):
+    """Moves the weights of plain or int8 Linears into one piece of memory; other layers stay as they are."""
+    if not of_a_kind(linears):
         return
     weights = [linear.weight for linear in linears]
     if len({(w.device, w.dtype) for w in weights}) > 1 or weights[0].is_meta:
         return
-    if len(weights) == 1 and weights[0].device.type != "cpu":
-        return
     whole = torch.cat([w.detach() for w in weights])
-    if whole.device.type == "cpu" and whole.dtype == torch.float32 and len(whole) >= whole.shape[1]:
-        whole = whole.t().contiguous().t()
     for weight, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
         weight.data = part
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether a layer's output is x @ weight.T and nothing else: no bias, hooks, quantised or host's own layer."""
+    """Whether a layer's output is x @ weight.T and nothing else: no bias, hooks or quantised layer.
+
+    A host's own layer is asked: its attribute `is_plain` says whether it does no more at the moment.
+    """
     return (
-        type(linear).forward is nn.Linear.forward
+        getattr(linear, "is_plain", type(linear).forward is nn.Linear.forward)
         and linear._parameters.get("weight") is not None
         and linear.bias is None
         and not linear._forward_hooks
@@ -47,45 +46,82 @@ def is_plain(linear: nn.Module) -> bool:
     )
 
 
-def product(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What computes a layer at the least cost."""
-    return partial(F.linear, weight=linear.weight) if is_plain(linear) else linear
+def is_int8(linear: nn.Module) -> bool:
+    """Whether a layer multiplies by int8 numbers and a scale for each, and does nothing else."""
+    return getattr(linear, "is_int8", False) and not linear._forward_hooks and not linear._forward_pre_hooks
 
 
-def products(linears: Sequence[nn.Module]) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
-    """What computes the outputs (..., rows) of layers on the same input (..., columns), as one product where it can."""
-    weight = one_weight(linears)
-    if weight is None:
-        each = [product(linear) for linear in linears]
-        return lambda x: [linear(x) for linear in each]
-    rows = [linear.out_features for linear in linears]
-    return lambda x: F.linear(x, weight).split_with_sizes(rows, -1)
+def of_a_kind(linears: Sequence[nn.Module]) -> bool:
+    """Whether all are plain, or all are int8."""
+    return all(map(is_plain, linears)) or all(map(is_int8, linears))
 
 
-def side_by_side(linears: Sequence[nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """As `products`, the outputs as one tensor (..., rows of all)."""
-    weight = one_weight(linears)
-    if weight is not None:
-        return partial(F.linear, weight=weight)
-    each = products(linears)
+def product(linear: nn.Module, device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What computes a layer of inputs (n, columns) on a device at the least cost."""
+    return joined([linear], device) or linear
+
+
+def products(linears: Sequence[nn.Module], device) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+    """What computes the outputs (n, rows) of layers on the same input (n, columns), as one product where it can."""
+    whole, rows = joined(linears, device), [linear.out_features for linear in linears]
+    if whole is not None:
+        return lambda x: whole(x).split_with_sizes(rows, -1)
+    each = [product(linear, device) for linear in linears]
+    return lambda x: [linear(x) for linear in each]
+
+
+def side_by_side(linears: Sequence[nn.Module], device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """As `products`, the outputs as one tensor (n, rows of all)."""
+    if (whole := joined(linears, device)) is not None:
+        return whole
+    each = products(linears, device)
     return lambda x: torch.cat(each(x), -1)
 
 
+def joined(linears: Sequence[nn.Module], device) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What computes the outputs (n, rows of all) of layers as one product; None where their weights are none."""
+    weight = one_weight(linears)
+    if weight is None:
+        return None
+    if is_plain(linears[0]):
+        return multiply(weight)
+    if not int8.fits(weight, device):
+        return None
+    return partial(int8.multiply, weight=weight, scale=torch.cat([linear.weight_scale for linear in linears]))
+
+
 def one_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
-    """One weight (rows of all, columns) of plain layers: a copy where gradients are wanted, else a view or None."""
-    if not all(map(is_plain, linears)):
+    """One weight (rows of all, columns) of like layers: a copy where gradients are wanted, else a view or None."""
+    if not of_a_kind(linears):
         return None
     weights = [linear.weight for linear in linears]
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
         return torch.cat(weights)
     first = weights[0]
-    strides, storage = first.stride(), first.untyped_storage().data_ptr()
-    place, rows = first.data_ptr(), sum(map(len, weights))
-    if strides not in ((first.shape[1], 1), (1, rows)):
-        return None
+    storage, place = first.untyped_storage().data_ptr(), first.data_ptr()
     for w in weights:
-        alike = w.dtype == first.dtype and w.shape[1] == first.shape[1] and w.stride() == strides
+        alike = w.dtype == first.dtype and w.shape[1] == first.shape[1] and w.is_contiguous()
         if not alike or w.untyped_storage().data_ptr() != storage or w.data_ptr() != place:
             return None
-        place += len(w) * strides[0] * w.itemsize
-    return first.detach().as_strided((rows, first.shape[1]), strides)
+        place += w.nbytes
+    return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+
+
+def multiply(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What computes x (n, columns) @ weight.T, (n, rows)."""
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and not torch.is_grad_enabled():
+        return partial(multiply_few, weight=weight)
+    return partial(F.linear, weight=weight)
+
+
+def multiply_few(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x (n, columns) @ weight.T, (n, rows), which a few inputs get column by column in memory.
+
+    As the product of the weight with a few columns, a CPU reads it once, in the order in which it lies; with inputs as
+    rows it takes up to three times as long. One column more costs less than the other way that libraries go for one.
+    """
+    if len(x) > FEW:
+        return F.linear(x, weight)
+    if len(x) == 1:
+        return torch.mm(weight, F.pad(x, (0, 0, 0, 1)).t()).t()[:1]
+    return torch.mm(weight, x.contiguous().t()).t()

@@ -2,10 +2,11 @@
 
 On disk `X.weight` holds the small numbers and `X.weight_scale` (float32; (rows,) for int8, one number for fp8) what to
 multiply them by; `X.comfy_quant` repeats the format of fp8 in ComfyUI's convention. In memory the same two tensors
-stay; the product is taken in the input's type and scaled after, so the weights are expanded in every pass: this saves
-memory, not time (`torch._weight_int8pack_mm` was slower than that in fp32 on a CPU). In fp16, where the product would
-overflow, the input is shortened before and the result made as much longer. Layers with a bias, embeddings, norms and
-the output head are never quantised. A third kind, nf4, is made while loading and never stored; see `nf4`.
+stay. int8 is multiplied as it is where that works (`int8`). Elsewhere, and with fp8, the product is taken in the
+input's type and scaled after, so the weights are expanded in every pass, which saves memory but no time. In fp16, where
+that product would overflow, the input is shortened before and the result made as much longer. Layers with a bias,
+embeddings, norms and the output head are never quantised. A third kind, nf4, is made while loading and never stored;
+see `nf4`.
 """
 
 from __future__ import annotations
@@ -136,6 +137,11 @@ def scaled_linear(base: type[nn.Linear]) -> type[nn.Linear]:
             self.weight_scale = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
             self.requires_grad_(False)
             self.kind = kind
+
+        @property
+        def is_int8(self) -> bool:
+            """Whether the weight is int8 and a host has nothing to do to it in passing."""
+            return self.weight.dtype == torch.int8 and not getattr(self, "weight_function", ())
 
         def set_weight(
             self,

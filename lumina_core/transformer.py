@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,12 @@ from torch import nn
 
 from .cache import KVCache
 from .errors import CheckpointError
-from .fused import lay_together, product, products, side_by_side
+from .fused import lay_together, multiply, product, products, side_by_side
+from .norms import HeadNorm, RMSNorm, head_norm
 
-HEAD_NORM_EPS = 1e-5  # fixed upstream, whatever the config says
 LARGEST, MOST_LAYERS = 1 << 24, 512  # far beyond any checkpoint: what a configuration may ask for
 BETWEEN = {"rms_norm_eps": (0.0, 1.0), "rope_theta": (1.0, 1e12), "dropout": (0.0, 1.0)}
 ROTARY_STEP = 4096  # positions that the rotary tables grow by
-_rms_norm = getattr(F, "rms_norm", None)  # of torch 2.4 and later
 
 
 @dataclass(frozen=True)
@@ -78,61 +77,6 @@ class TransformerConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-class RMSNorm(nn.Module):
-    """The weight of a root-mean-square norm."""
-
-    def __init__(self, size: int, eps: float, dtype=None, device=None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size, dtype=dtype, device=device))
-        self.eps = eps
-
-    def ready(self, device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What computes the norm, its weight looked up once."""
-        weight = self.weight.to(device, dtype)  # a partial load may leave it elsewhere
-        if weight.device.type == "cpu" and dtype == torch.float32 and not torch.is_grad_enabled():
-            size = weight.shape[-1]
-            least = torch.tensor((size * self.eps) ** 0.5, device=weight.device)
-            return partial(short_rms_norm, scaled=weight * size**0.5, least=least)
-        return partial(rms_norm, weight=weight, eps=self.eps)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight.to(x.device, x.dtype), self.eps)
-
-
-def short_rms_norm(x: torch.Tensor, scaled: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
-    """`rms_norm` in four operations where torch makes nine of it; it has no gradient.
-
-    `scaled` is the weight times the root of the size n, `least` the root of n * eps.
-    """
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(least)
-    return (x / length).mul_(scaled)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm: statistics in float32, cast back, then the weight."""
-    if _rms_norm is not None and (x.device.type != "cpu" or x.dtype == torch.float32):
-        return _rms_norm(x, x.shape[-1:], weight, eps)  # in 16 bit on a CPU it is slower
-    f = x.float()
-    scale = torch.linalg.vecdot(f, f).unsqueeze(-1).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
-    return (f * scale).to(x.dtype) * weight
-
-
-class HeadNorm(nn.Module):
-    """The affine of a LayerNorm of each head; row s of (shards, head_dim) serves that shard's consecutive heads."""
-
-    def __init__(self, shards: int, heads: int, head_dim: int, dtype=None, device=None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(shards, head_dim, dtype=dtype, device=device))
-        self.bias = nn.Parameter(torch.zeros(shards, head_dim, dtype=dtype, device=device))
-        self.repeat = heads // shards
-
-
-def head_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """LayerNorm of x (..., heads, head_dim), affine (heads, head_dim) in float32."""
-    f = F.layer_norm(x.float(), x.shape[-1:], eps=HEAD_NORM_EPS)
-    return torch.addcmul(bias, f, weight).to(x.dtype)
-
-
 class Rotary:
     """Rotary angles of positions, looked up in tables that are computed once in float32 and grow as they must."""
 
@@ -143,12 +87,12 @@ class Rotary:
     def __call__(
         self, positions: torch.Tensor, length: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and signed sin (R, T, 1, head_dim) of positions (R, T) below `length`, for `rotate`."""
+        """cos and signed sin (n, 1, head_dim) of positions (n,) below `length`, for `rotate`."""
         key = (positions.device, dtype)
         table = self.tables.get(key)
         if table is None or len(table) < length:
             table = self.tables[key] = self._table(-(-length // ROTARY_STEP) * ROTARY_STEP, *key)
-        return table[positions].unbind(2)
+        return table.index_select(0, positions).unbind(1)
 
     def _table(self, length: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """(length, 2, 1, head_dim)."""
@@ -168,8 +112,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 @dataclass(frozen=True)
 class Reach:
-    """Where a pass writes and what it sees: shared by all layers."""
+    """Where a pass of R rows of T tokens writes and what it sees: shared by all layers."""
 
+    tokens: tuple[int, int]  # R, T
     cos: torch.Tensor
     sin: torch.Tensor
     cache: KVCache | None
@@ -221,8 +166,9 @@ class MLP(nn.Module):
 class Parts:
     """A layer ready to compute: what its modules hold, looked up once and not again in every pass.
 
-    Attention and MLP with residuals; the norms stand before each branch, or behind it with `swin_norm`. Right as long
-    as no weight is moved, patched or replaced; layers that are not plain are called as they are.
+    Attention and MLP of states (R * T, hidden) with residuals; the norms stand before each branch, or behind it with
+    `swin_norm`. Right as long as no weight is moved, patched or replaced; layers that are not plain are called as they
+    are.
     """
 
     def __init__(self, layer: Layer, device, dtype: torch.dtype):
@@ -231,8 +177,9 @@ class Parts:
         self.second_norm = layer.post_attention_layernorm.ready(device, dtype)
         self.head_weight, self.head_bias = a.norms(device)
         self.heads, self.kv_heads, self.head_dim = a.heads, a.kv_heads, self.head_weight.shape[1]
-        self.qkv, self.out = side_by_side([a.q_proj, a.k_proj, a.v_proj]), product(a.o_proj)
-        self.gate_up, self.down = products([m.gate_proj, m.up_proj]), product(m.down_proj)
+        self.qkv = side_by_side([a.q_proj, a.k_proj, a.v_proj], device)
+        self.out, self.down = product(a.o_proj, device), product(m.down_proj, device)
+        self.gate_up = products([m.gate_proj, m.up_proj], device)
         self.swin_norm, self.dropout = layer.swin_norm, layer.dropout if layer.training else 0.0
 
     def __call__(self, x: torch.Tensor, layer: int, reach: Reach) -> torch.Tensor:
@@ -246,12 +193,14 @@ class Parts:
         return F.dropout(x, self.dropout) if self.dropout else x
 
     def attention(self, x: torch.Tensor, layer: int, reach: Reach) -> torch.Tensor:
-        r, t, _ = x.shape
         both = self.heads + self.kv_heads
-        qk, v = self.qkv(x).view(r, t, -1, self.head_dim).split_with_sizes([both, self.kv_heads], 2)
+        qk, v = self.qkv(x).view(len(x), -1, self.head_dim).split_with_sizes([both, self.kv_heads], 1)
         qk = rotate(head_norm(qk, self.head_weight, self.head_bias), reach.cos, reach.sin)
-        q, k = qk.split_with_sizes([self.heads, self.kv_heads], 2)
-        if reach.cache is not None:
+        q, k = qk.split_with_sizes([self.heads, self.kv_heads], 1)
+        q = q.view(*reach.tokens, self.heads, self.head_dim)
+        if reach.cache is None:
+            k, v = (z.view(*reach.tokens, self.kv_heads, self.head_dim) for z in (k, v))
+        else:
             reach.cache.write(layer, reach.places, k, v)
             k, v = reach.cache.read(layer, reach.rows, reach.length)
         if self.heads != self.kv_heads:
@@ -263,7 +212,7 @@ class Parts:
             attn_mask=reach.mask,
             is_causal=reach.mask is None,
         )
-        return self.out(out.transpose(1, 2).reshape(r, t, -1))
+        return self.out(out.transpose(1, 2).reshape(len(x), -1))
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x)
@@ -285,6 +234,13 @@ class Layer(nn.Module):
         return Parts(self, x.device, x.dtype)(x, layer, reach)
 
 
+class Ready(NamedTuple):
+    """All layers and the norm behind them, ready to compute."""
+
+    layers: Sequence[Parts]
+    norm: Callable[[torch.Tensor], torch.Tensor]
+
+
 class Body(nn.Module):
     def __init__(self, cfg: TransformerConfig, ops, **where):
         super().__init__()
@@ -299,6 +255,8 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, ops=nn, dtype=None, device=None):
         super().__init__()
         self.config = config
+        # called before each layer; what it raises ends the pass
+        self.poll: Callable[[], object] | None = None
         self.rotary = Rotary(config.head_dim, config.rope_theta)
         self.model = Body(config, ops, dtype=dtype, device=device)
         self.lm_head = ops.Linear(
@@ -311,12 +269,11 @@ class Transformer(nn.Module):
             a, m = layer.self_attn, layer.mlp
             lay_together([a.q_proj, a.k_proj, a.v_proj])
             lay_together([m.gate_proj, m.up_proj])
-            lay_together([a.o_proj])
-        lay_together([self.lm_head])
 
-    def parts(self, device) -> list[Parts]:
-        """All layers ready to compute on a device, for passes between which no weight is moved, patched or replaced."""
-        return [Parts(layer, device, self.model.embed_tokens.weight.dtype) for layer in self.model.layers]
+    def parts(self, device) -> Ready:
+        """All is ready to compute on a device, for passes between which no weight is moved, patched or replaced."""
+        where = (device, self.model.embed_tokens.weight.dtype)
+        return Ready([Parts(layer, *where) for layer in self.model.layers], self.model.norm.ready(*where))
 
     def new_cache(self, rows: int, capacity: int, device, dtype: torch.dtype) -> KVCache:
         c = self.config
@@ -335,17 +292,17 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         rows: slice = slice(None),
         length: int | None = None,
-        parts: Sequence[Parts] | None = None,
+        parts: Ready | None = None,
     ) -> torch.Tensor:
         """Hidden states (R, T, hidden) after the final norm.
 
         Row r's tokens stand at positions start[r], start[r] + 1, ... With a cache their keys are written there, and
         each sees the row's keys at positions up to its own; `length` bounds the keys looked at (all rows' last
-        position plus one, given by the caller so that no device has to be asked). `parts` are those of all layers,
+        position plus one, given by the caller so that no device has to be asked). `parts` come
         from a caller that makes many passes.
         """
         r, t = tokens.shape
-        steps = torch.arange(t, device=tokens.device)
+        steps = torch.arange(t, device=tokens.device) if cache is None else cache.steps[:t]
         if isinstance(start, int):
             positions = (start + steps).expand(r, t)
             fresh = start == 0
@@ -354,7 +311,7 @@ class Transformer(nn.Module):
             positions, fresh = start[:, None] + steps, False
         if cache is not None and length is None:
             raise ValueError("with a cache and per-row starts, length must be given")
-        x = self.model.embed_tokens(tokens)
+        x = self.model.embed_tokens(tokens).flatten(0, 1)
         mask = None
         if not fresh:  # a fresh prefill is plain causal, which has faster kernels
             keys = torch.arange(length, device=tokens.device) if cache is None else cache.steps[:length]
@@ -362,15 +319,20 @@ class Transformer(nn.Module):
             mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device)
             mask.masked_fill_(hidden, float("-inf"))
         places = None if cache is None else cache.places(rows, positions)
-        cos, sin = self.rotary(positions, length, x.dtype)
-        reach = Reach(cos, sin, cache, rows, places, t if fresh else length, mask)
-        for i, layer in enumerate(parts or self.model.layers):
+        cos, sin = self.rotary(positions.flatten(), length, x.dtype)
+        reach = Reach((r, t), cos, sin, cache, rows, places, t if fresh else length, mask)
+        layers, norm = parts or (self.model.layers, self.model.norm)
+        for i, layer in enumerate(layers):
+            if self.poll is not None:
+                self.poll()
             x = layer(x, i, reach)
-        return self.model.norm(x)
+        return norm(x).view(r, t, -1)
 
     def scores(self, hidden: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
         """float32 scores (..., V) of hidden states; `head` limits them to some rows of the head (`head_rows`)."""
-        return (self.lm_head(hidden) if head is None else F.linear(hidden, head)).float()
+        if head is None:
+            return self.lm_head(hidden).float()
+        return multiply(head)(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1]).float()
 
     def head_rows(self, ids: torch.Tensor, device, dtype: torch.dtype) -> torch.Tensor:
         """The rows of the output head for `ids`, to be used with `scores`; a view when the ids are consecutive."""

@@ -186,13 +186,22 @@ def hosted(name: str, path: Path, precision: str, state: tuple, vq_folders: Sequ
             dtype=dtype,
             decode_dtype=dtype if dtype == torch.float32 else mm.vae_dtype(mm.vae_device(), [torch.bfloat16]),
             quantise=quantise,
-            ops=comfy.ops.disable_weight_init,
+            ops=Layers,
             report=percent_bar(),
         )
         known = _hosted[key] = HostedModel(model)
         took, kind = time.monotonic() - start, quantise or str(dtype).removeprefix("torch.")
         log.info("Lumina-mGPT: loaded %s (%s) as %s in %.1f s", name, model.family.title, kind, took)
     return known
+
+
+class Layers(comfy.ops.disable_weight_init):
+    """ComfyUI's layers; a Linear says whether it only multiplies now: it is not offloaded, nothing is to be patched."""
+
+    class Linear(comfy.ops.disable_weight_init.Linear):
+        @property
+        def is_plain(self) -> bool:
+            return not (self.comfy_cast_weights or self.weight_function or self.bias_function)
 
 
 class HostedModel:
@@ -206,9 +215,12 @@ class HostedModel:
         self.transformer = ModelPatcher(model.transformer, mm.get_torch_device(), mm.unet_offload_device())
         self.vq = ModelPatcher(model.vq, mm.vae_device(), mm.vae_offload_device())
         self.base: HostedModel | None = None  # kept, so that a second loader finds it
+        # elsewhere weights are moved one by one, and each frees its own memory
+        if self.transformer.load_device.type == "cpu":
+            model.transformer.lay_weights_together()
+        model.transformer.poll = mm.throw_exception_if_processing_interrupted
         if not hasattr(comfy.ops, "run_every_op"):  # newer hosts poll Cancel in each of their layers
-            ends = (layer.mlp.down_proj for layer in model.transformer.model.layers)
-            for layer in (*ends, *(m for m in model.vq.modules() if isinstance(m, torch.nn.Conv2d))):
+            for layer in (m for m in model.vq.modules() if isinstance(m, torch.nn.Conv2d)):
                 layer.register_forward_pre_hook(_poll_cancel)
 
     def with_lora(self, file: Path, strength: float) -> HostedModel:

@@ -14,8 +14,10 @@ PUBLIC = "__init__"  # stands for the public names of the library
 MAY_IMPORT = {  # every module of lumina_core -> modules of lumina_core it may import; `errors` is open to all
     "errors": set(),
     "cache": set(),
-    "fused": set(),
-    "transformer": {"cache", "fused"},
+    "int8": set(),
+    "fused": {"int8"},
+    "norms": set(),
+    "transformer": {"cache", "fused", "norms"},
     "unirep": set(),
     "text": set(),
     "files": set(),

@@ -37,9 +37,8 @@ NO_VQ = {  # the smallest that builds: pictures come as tokens here
 
 
 def build(transformer: Transformer) -> ChameleonForConditionalGeneration:
-    """transformers' Chameleon with the weights of `transformer`, laid out as a file has them.
+    """transformers' Chameleon on the weights of `transformer`, in the same memory.
 
-    Both hold the same memory, but for weights that stand column by column here (`fused`), which it has as its users do.
     Its own mask on image tokens goes by their names in the configuration; none is named there, so none is masked.
     """
     ours = transformer.state_dict()
@@ -58,7 +57,7 @@ def build(transformer: Transformer) -> ChameleonForConditionalGeneration:
                 len(tensor) // len(ours[name]), 0
             )  # a row a head there
         else:
-            state[name] = ours[name].contiguous()
+            state[name] = ours[name]
     model.load_state_dict(state, assign=True)
     _give_rotations(model, transformer.config, device)
     model.generation_config = GenerationConfig()

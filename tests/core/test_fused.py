@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lumina_core import load
-from lumina_core.fused import lay_together, one_weight
-from lumina_core.transformer import RMSNorm, Rotary, Transformer, TransformerConfig
+from lumina_core.fused import FEW, is_plain, lay_together, multiply, one_weight
+from lumina_core.norms import RMSNorm
+from lumina_core.transformer import Rotary, Transformer, TransformerConfig
 from tests import tiny
 
 TOKENS = torch.arange(12).view(2, 6) + 5
@@ -64,10 +65,10 @@ def test_positions_beyond_the_first_tables_have_their_own_angles():
     rotary, length = Rotary(8, 10000.0), 0
     for place in (3, 5000, 10000):
         length = max(length, place + 1)
-        cos, sin = rotary(torch.tensor([[place]]), length, torch.float32)
+        cos, sin = rotary(torch.tensor([place]), length, torch.float32)
         angles = place * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
-        torch.testing.assert_close(cos[0, 0, 0], angles.cos().repeat(2), rtol=0, atol=1e-3)
-        torch.testing.assert_close(sin[0, 0, 0, 4:], angles.sin(), rtol=0, atol=1e-3)
+        torch.testing.assert_close(cos[0, 0], angles.cos().repeat(2), rtol=0, atol=1e-3)
+        torch.testing.assert_close(sin[0, 0, 4:], angles.sin(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("ids", [[30, 31, 32], [32, 31, 30], [30, 32, 31, 33], [31, 40]])
@@ -108,6 +109,35 @@ def test_layers_that_are_not_plain_stay_where_they_are():
     lay_together(linears)
     assert [linear.weight.data_ptr() for linear in linears] == places
     assert one_weight(linears) is None
+
+
+class Hosted(nn.Linear):
+    """As a host's layer: it has a forward of its own, and says when that only multiplies."""
+
+    is_plain = True
+
+    def forward(self, x):
+        return super().forward(x) * (1 if self.is_plain else 2)
+
+
+def test_a_hosts_layer_is_joined_with_others_while_it_says_that_it_only_multiplies():
+    linears = [Hosted(4, 4, bias=False).requires_grad_(False) for _ in range(2)]
+    lay_together(linears)
+    assert len(one_weight(linears)) == 8
+    linears[1].is_plain = False
+    assert not is_plain(linears[1])
+    assert one_weight(linears) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 11, FEW, FEW + 1])
+def test_a_product_of_few_inputs_is_that_of_many(count):
+    rng = torch.Generator().manual_seed(count)
+    weight = torch.randn(40, 24, generator=rng)
+    inputs = torch.randn(2 * FEW, 24, generator=rng)
+    truth = (inputs.double() @ weight.double().t())[:count]
+    with torch.no_grad():
+        for x in (inputs[:count], inputs.t().contiguous().t()[:count]):
+            torch.testing.assert_close(multiply(weight)(x).double(), truth, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_on_mps_the_cache_is_written_without_index_copy():
         def index_copy_(self, *args):
             raise NotImplementedError("aten::index_copy.out on MPS")
 
-    places, new = torch.tensor([1, 2, 5, 6]), torch.randn(2, 2, 1, 3)
+    places, new = torch.tensor([1, 2, 5, 6]), torch.randn(4, 1, 3)
     written = []
     for kind in (torch.Tensor, Mps):
         cache = KVCache(1, 2, 4, 1, 3, device="cpu", dtype=torch.float32)

@@ -58,8 +58,8 @@ class Watched:
     tables: list[weakref.ref] = field(default_factory=list)
 
     def __post_init__(self):
-        layers = (layer.mlp.down_proj for layer in self.model.transformer.model.layers)
-        for layer in (*layers, *(m for m in self.model.vq.modules() if isinstance(m, torch.nn.Conv2d))):
+        self.model.transformer.poll = lambda: self.poll()  # `polled` changes it
+        for layer in (m for m in self.model.vq.modules() if isinstance(m, torch.nn.Conv2d)):
             layer.register_forward_pre_hook(lambda *_: self.poll() and None)
         make = self.model.transformer.new_cache
 
