@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 
 DIGITS = 3
 LARGEST = 127 * 65536  # below the largest that digits from -128 to 127 can write, so that rounding stays in
@@ -27,8 +26,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torc
     step = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
     step = step.div_(LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)
     sums = torch._int_mm(digits(x, step), weight.t())[: DIGITS * len(x)].view(DIGITS, len(x), -1)
-    worth = torch.stack([step * 256**place for place in range(DIGITS)])
-    return ((sums * worth).sum(0) * scale).to(x.dtype)
+    return ((sums * _worth(x.device)).sum(0).mul_(step) * scale).to(x.dtype)
 
 
 def digits(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
@@ -38,13 +36,13 @@ def digits(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """
     n, columns = x.shape
     rows = DIGITS * n
+    more = 0 if x.device.type == "cpu" else max(LEAST, -(-rows // STEP) * STEP) - rows
     whole = (x / step).round_().to(torch.int32)
     # with the middle added, bytes are the digits plus 128; that is their highest bit turned round
     parts = whole.add_(MIDDLE).bitwise_xor_(MIDDLE).view(torch.int8).view(n, columns, 4)[..., :DIGITS]
-    parts = parts.movedim(-1, 0).reshape(rows, columns)
-    if x.device.type != "cuda":
-        return parts
-    return F.pad(parts, (0, 0, 0, max(LEAST, -(-rows // STEP) * STEP) - rows))
+    out = parts.new_zeros(rows + more, columns)
+    out[:rows].view(DIGITS, n, columns).copy_(parts.movedim(-1, 0))
+    return out
 
 
 def fits(weight: torch.Tensor, device: torch.device | str) -> bool:
@@ -58,10 +56,18 @@ def fits(weight: torch.Tensor, device: torch.device | str) -> bool:
 
 
 @cache
+def _worth(device: torch.device) -> torch.Tensor:
+    """What each digit counts, (3, 1, 1)."""
+    with torch.inference_mode(False):
+        return torch.tensor([256.0**place for place in range(DIGITS)], device=device)[:, None, None]
+
+
+@cache
 def _works(device: torch.device) -> bool:
     """Whether large products come out right there: old processors add them up in 16 bits, old cards have none."""
     with torch.inference_mode(False):
         one = torch.full((LEAST, 256), 127, dtype=torch.int8, device=device)
+        _worth(device)  # made now: it cannot be while a graph is recorded
         try:
             return bool((torch._int_mm(one, -one.t()) == -(127**2) * 256).all())
         except (RuntimeError, AttributeError):  # an AttributeError before torch 2.2
