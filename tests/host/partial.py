@@ -105,16 +105,36 @@ def lora_difference(host, core, folder: Path, lora: Path, quantise, ops) -> dict
     return out | {"back": difference(passes(model, CPU), plain)}
 
 
+def joined(transformer) -> int:
+    """Groups of layers on one input that are computed as one product."""
+    layers = [(layer.self_attn, layer.mlp) for layer in transformer.model.layers]
+    groups = [g for a, m in layers for g in ((a.q_proj, a.k_proj, a.v_proj), (m.gate_proj, m.up_proj))]
+    one_weight = sys.modules["the_extension.lumina_core.fused"].one_weight
+    return sum(one_weight(group) is not None for group in groups)
+
+
+def fused(host, core, folder: Path, ops) -> dict:
+    """How a model on the CPU is computed, and how far from the same model without a host; then with patches."""
+    model = core.load(folder, ops=ops)
+    place(host.HostedModel(model).transformer, CPU, 2.0)
+    out = {"groups": joined(model.transformer), "layers": len(model.transformer.model.layers)}
+    out["apart"] = difference(passes(model, CPU), passes(core.load(folder), CPU))
+    model.transformer.model.layers[0].self_attn.q_proj.weight_function = [lambda weight: weight]
+    model.transformer.model.layers[1].mlp.up_proj.comfy_cast_weights = True
+    return out | {"not now": joined(model.transformer)}
+
+
 @torch.inference_mode()
 def main(root: str, folder: str, loras: str) -> dict:
     host, core = extension(Path(root))
-    ops, out = host.comfy.ops.disable_weight_init, {}
+    ops, out = host.Layers, {}
     for quantise in (None, "int8", "fp8"):
         for share in (0.2, 0.7):
             out[f"{quantise} {share}"] = on_meta(host, core, Path(folder), share, quantise, ops)
         for lora in sorted(Path(loras).iterdir()):
             found = lora_difference(host, core, Path(folder), lora, quantise, ops)
             out[f"{lora.stem} {quantise}"] = found
+    out["fused"] = fused(host, core, Path(folder), ops)
     try:
         on_meta(host, core, Path(folder), 0.2, None, torch.nn)
     except (RuntimeError, NotImplementedError) as e:

@@ -50,6 +50,14 @@ def test_a_network_of_plain_layers_would_fail_there(measured):
     assert "meta" in measured["plain layers"]
 
 
+def test_without_a_graphics_card_layers_are_fused_as_they_are_without_a_host(measured):
+    """But where ComfyUI moves or patches a weight in passing."""
+    found = measured["fused"]
+    assert found["groups"] == 2 * found["layers"] == 4
+    assert found["not now"] == 2
+    assert found["apart"] < 1e-6
+
+
 @pytest.mark.parametrize("precision", ["None", "int8", "fp8"])
 @pytest.mark.parametrize("lora", ["strong", "weak"])
 def test_a_lora_works_in_whole_and_partial_loads_and_goes_away(measured, precision, lora):
