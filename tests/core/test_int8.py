@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 
 import pytest
 import torch
@@ -66,6 +67,13 @@ def test_what_is_no_number_stays_none(value):
     assert got.tolist() == [True, False, True, True]
 
 
+needs_it = pytest.mark.skipif(
+    not int8.fits(torch.zeros(1024, 1024, dtype=torch.int8), CPU),
+    reason="this processor does not multiply int8",
+)
+
+
+@needs_it
 def test_where_it_is_not_used(monkeypatch):
     large = torch.zeros(1024, 1024, dtype=torch.int8)
     assert int8.fits(large, "cpu")
@@ -76,6 +84,10 @@ def test_where_it_is_not_used(monkeypatch):
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.int() @ b.int()).clamp(-(2**15), 2**15 - 1))
     int8._works.cache_clear()
     assert not int8.fits(large, CPU), "sums that do not hold more than 16 bits are wrong"
+    monkeypatch.undo()
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    int8._works.cache_clear()
+    assert not int8.fits(large, CPU)
     monkeypatch.undo()
     int8._works.cache_clear()
 
@@ -106,6 +118,7 @@ def expanded(transformer) -> torch.Tensor:
     return states
 
 
+@needs_it
 @torch.no_grad()
 def test_a_transformer_of_int8_layers_takes_it_with_one_product_for_those_of_one_input(tiny_folder, used):
     transformer = load(tiny_folder, quantise="int8").transformer
@@ -117,6 +130,7 @@ def test_a_transformer_of_int8_layers_takes_it_with_one_product_for_those_of_one
     assert len(used) == 4 * len(transformer.model.layers)
 
 
+@needs_it
 @torch.no_grad()
 def test_a_layer_that_a_host_patched_is_expanded_where_it_must(tiny_folder, used):
     """In place the new numbers are seen; a weight kept in 16 bit, or patched in passing, is called as it is."""
