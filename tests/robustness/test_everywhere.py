@@ -36,6 +36,7 @@ RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
 CUDA = {
     "lumina_core/devices.py",  # picks the best device there is, and tells where 16 bits are quick
     "lumina_core/families/__init__.py",  # whether a card computes in bf16
+    "lumina_core/int8.py",  # the products of int8 that a CPU and CUDA have, other devices not
     "lumina_core/sampling/graphs.py",  # CUDA graphs
     "lumina_core/sampling/room.py",  # free memory
     "lumina_core/shortage.py",  # what CUDA says when memory runs out, and its caches
