@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 FIRST = 16
 TRIAL = 5  # passes of each of two windows that are held against each other, turn about
+SPREAD = 0.2  # standard error of what passes of a window bring, relative to it, from which on that is known
 WIDER = 1.15  # what a window of twice the width brings forward, as far as is known before it is tried
 PRIOR = 2  # passes that such a guess counts for
 STAY = 1.1  # what another window than the first must promise: few passes tell little
@@ -92,7 +93,7 @@ class Pace:
             self.turns.pop()
         else:
             self.brought[self.window][places] += 1
-        if not self.turns and self.brought[FIRST].total() >= TRIAL:
+        if not self.turns and self._is_known(FIRST):
             self._weigh()
             self._choose()
         self.window = self.turns[-1] if self.turns else self.window
@@ -127,12 +128,22 @@ class Pace:
         hopes = {w: self.places(w) / cost for w, cost in least.items() if self._is_new(w)}
         tried = max(hopes, key=hopes.get, default=best)
         self.window = best
-        known = self.brought[best].total() >= TRIAL
+        known = self._is_known(best)
         if tried != best and known and hopes[tried] > STAY * self.speed(best):
             self.turns = [best, tried] * TRIAL
         elif known and not self.settled:
             self.settled = True
             self._say()
+
+    def _is_known(self, window: int) -> bool:
+        """Whether passes of a window have told what they bring; a few that bring very different numbers have not."""
+        brought = self.brought[window]
+        total = brought.total()
+        if total < TRIAL:
+            return False
+        mean = _mean(brought, window)
+        variance = sum((min(n, window) - mean) ** 2 * passes for n, passes in brought.items()) / (total - 1)
+        return variance / total <= (SPREAD * mean) ** 2
 
     def _is_new(self, window: int) -> bool:
         return window in WINDOWS and window not in self.cost

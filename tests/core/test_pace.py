@@ -123,6 +123,19 @@ def test_a_window_that_had_bad_luck_at_first_is_tried_again(monkeypatch):
     assert windows[-1] == 16
 
 
+def test_a_mean_of_very_different_numbers_is_waited_for(monkeypatch):
+    def until_another(places) -> int:
+        """Passes of the first window until another is tried."""
+        brought = itertools.cycle(places)
+        accepted = lambda w: next(brought) if w == FIRST else w // 4  # noqa: E731
+        windows = run(monkeypatch, Pace(None), 100, accepted, lambda w: 1 + w / 16)
+        return next(i for i, w in enumerate(windows) if w != FIRST)
+
+    assert until_another([4]) <= TRIAL + 1
+    assert until_another([3, 4, 5, 4]) <= TRIAL + 1
+    assert until_another([1, 1, 1, 13]) > 4 * TRIAL
+
+
 def test_passes_that_could_not_bring_more_count_for_nothing(monkeypatch):
     of = Pace(None)
     for _ in range(3 * TRIAL):
