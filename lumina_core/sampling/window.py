@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from ..unirep import Vocabulary
 from .contexts import Contexts
@@ -83,7 +84,7 @@ class WindowPainter(Painter):
         self.ids = torch.cat([self.code_ids, torch.tensor([self.vocabulary.row_end], device=device)])
         kept = self.codes.new_full((len(self.pictures), *self.shape), -1) if self.kept is None else self.kept
         # (pictures, places): what is set instead of drawn, row ends among it; -1 elsewhere
-        self.fixed = torch.nn.functional.pad(kept, (0, 1), value=self.row_end).flatten(1)
+        self.fixed = F.pad(kept, (0, 1), value=self.row_end).flatten(1)
         noise = self.noise(slice(self.given, self.given + 1))[:, 0]
         code = draw(self.allowed(self.hidden, self.given), self.sampling.temperature, noise)
         self.line = code[:, None].repeat(1, self.places)  # the first draft everywhere
@@ -144,6 +145,8 @@ class Jacobi(WindowPainter):
         self.all_noise: torch.Tensor | None = None  # (pictures, places still to draw, codes)
         if self.sampling.temperature and self.keys.shape[:2].numel() * len(self.code_ids) <= NOISE_KEPT:
             self.all_noise = gumbel(self.keys, len(self.code_ids))
+            pictures, places = self.keys.shape[:2]
+            self.firsts = torch.arange(pictures, device=self.keys.device)[:, None] * places
         return super().open_line()
 
     def verify(self, scores: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,8 +159,7 @@ class Jacobi(WindowPainter):
             return None
         if self.all_noise is None:
             return gumbel(self.keys_of(places), len(self.code_ids))
-        pictures = torch.arange(len(places), device=places.device)[:, None]
-        return self.all_noise[pictures, places - self.given]
+        return F.embedding(self.firsts + places - self.given, self.all_noise.flatten(0, 1))
 
 
 class Coupled(WindowPainter):
