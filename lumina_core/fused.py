@@ -1,4 +1,4 @@
-"""Linears that read the same input, computed as one product.
+"""Products of layers at the least cost: Linears that read the same input as one, few inputs the other way round.
 
 Weights keep their names and shapes, as state dicts, LoRA and hosts know them; `lay_together` only places them one
 behind the other in one piece of memory, so that one tensor over all of them needs no copy. Whatever moves or replaces
@@ -58,6 +58,8 @@ def of_a_kind(linears: Sequence[nn.Module]) -> bool:
 
 def product(linear: nn.Module, device) -> Callable[[torch.Tensor], torch.Tensor]:
     """What computes a layer of inputs (n, columns) on a device at the least cost."""
+    if is_plain(linear):
+        return multiply(linear.weight)
     return joined([linear], device) or linear
 
 
@@ -87,7 +89,8 @@ def joined(linears: Sequence[nn.Module], device) -> Callable[[torch.Tensor], tor
         return multiply(weight)
     if not int8.fits(weight, device):
         return None
-    return partial(int8.multiply, weight=weight, scale=torch.cat([linear.weight_scale for linear in linears]))
+    scale = torch.cat([linear.weight_scale for linear in linears]).to(device)
+    return partial(int8.multiply, weight=weight, scale=scale)
 
 
 def one_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
