@@ -42,14 +42,17 @@ def is_plain(linear: nn.Module) -> bool:
         getattr(linear, "is_plain", type(linear).forward is nn.Linear.forward)
         and linear._parameters.get("weight") is not None
         and linear.bias is None
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
+        and not is_hooked(linear)
     )
 
 
 def is_int8(linear: nn.Module) -> bool:
     """Whether a layer multiplies by int8 numbers and a scale for each, and does nothing else."""
-    return getattr(linear, "is_int8", False) and not linear._forward_hooks and not linear._forward_pre_hooks
+    return getattr(linear, "is_int8", False) and not is_hooked(linear)
+
+
+def is_hooked(linear: nn.Module) -> bool:
+    return bool(linear._forward_hooks or linear._forward_pre_hooks)
 
 
 def of_a_kind(linears: Sequence[nn.Module]) -> bool:
@@ -59,8 +62,6 @@ def of_a_kind(linears: Sequence[nn.Module]) -> bool:
 
 def product(linear: nn.Module, device) -> Callable[[torch.Tensor], torch.Tensor]:
     """What computes a layer of inputs (n, columns) on a device at the least cost."""
-    if is_plain(linear):
-        return multiply(linear.weight)
     return joined([linear], device) or linear
 
 
@@ -95,10 +96,15 @@ def joined(linears: Sequence[nn.Module], device) -> Callable[[torch.Tensor], tor
 
 
 def one_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
-    """One weight (rows of all, columns) of like layers: a copy where gradients are wanted, else a view or None."""
+    """One weight (rows of all, columns) of like layers: a copy where gradients are wanted, else a view or None.
+
+    That of one layer is its own.
+    """
     if not of_a_kind(linears):
         return None
     weights = [linear.weight for linear in linears]
+    if len(weights) == 1:
+        return weights[0]
     if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
         return torch.cat(weights)
     first = weights[0]

@@ -298,8 +298,8 @@ class Transformer(nn.Module):
 
         Row r's tokens stand at positions start[r], start[r] + 1, ... With a cache their keys are written there, and
         each sees the row's keys at positions up to its own; `length` bounds the keys looked at (all rows' last
-        position plus one, given by the caller so that no device has to be asked). `parts` come
-        from a caller that makes many passes.
+        position plus one, given by the caller so that no device has to be asked). `parts` come from a
+        caller that makes many passes.
         """
         r, t = tokens.shape
         steps = torch.arange(t, device=tokens.device) if cache is None else cache.steps[:t]

@@ -106,9 +106,8 @@ def test_given_panels_and_pictures_are_the_same_in_windows(model):
         assert told(model, prompt, sampling) == told(model, prompt, replace(sampling, decode="jacobi"))
 
 
+@pytest.mark.parametrize("model", ["mgpt2"], indirect=True)  # the one family whose guidance decays
 def test_guidance_that_decays_is_the_same_in_windows(model):
-    if not model.family.guidance_decay:
-        pytest.skip("this family's guidance does not decay")
     prompt = model.prompt("a red circle", size=(64, 64))
     sampling = replace(AR, cfg=9.0, upstream_exact=True)
     plain = told(model, prompt, sampling)

@@ -38,10 +38,9 @@ def test_every_window_draws_the_picture_of_plain_decoding(model, cfg, batch, siz
         assert len(plain) == len(fast) == batch and all(map(torch.equal, plain, fast)), window
 
 
+@pytest.mark.parametrize("model", ["nano-mgpt2"], indirect=True)
 @pytest.mark.parametrize("window", [16, 32])
 def test_jacobi_needs_at_least_two_and_a_half_times_fewer_passes(model, window):
-    if model.name != "nano-mgpt2":
-        pytest.skip("claimed of nano-mgpt2")
     prompt = text_prompt(model, TEXT, SIZE)
 
     def passes(**mode) -> int:
