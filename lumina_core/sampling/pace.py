@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST = 16
+FIRST_OF_SEVERAL = 12  # where a pass feeds several rows, a batch or guidance, so that each place costs more
 TRIAL = 5  # passes of each of two windows that are held against each other, turn about
 SPREAD = 0.2  # standard error of what passes of a window bring, relative to it, from which on that is known
 WIDER = 1.15  # what a window of twice the width brings forward, as far as is known before it is tried
@@ -47,12 +48,12 @@ class Pace:
     and may bring a window back.
     """
 
-    def __init__(self, fixed: int | None):
-        self.fixed = fixed
-        self.window = fixed or FIRST
+    def __init__(self, fixed: int | None, first: int = FIRST):
+        self.fixed, self.first = fixed, first
+        self.window = fixed or first
         self.settled = fixed is not None
         self.brought: dict[int, Counter[int]] = {w: Counter() for w in WINDOWS}  # window -> places -> passes
-        self.cost = {FIRST: 1.0}  # of a pass, relative to the first window
+        self.cost = {first: 1.0}  # of a pass, relative to the first window
         self.turns: list[int] = []  # windows of the coming passes of a trial, the next one last
         self.least: dict[int, float] = {}  # seconds, of the windows on trial
 
@@ -72,7 +73,7 @@ class Pace:
         paces = _known.setdefault(contexts.transformer, {})
         kind = (contexts.cache.rows, str(contexts.device), contexts.dtype, sampling.cfg, sampling.temperature)
         key = (threading.get_ident(), *kind)
-        return paces.setdefault(key, cls(None))
+        return paces.setdefault(key, cls(None, FIRST if contexts.cache.rows == 1 else FIRST_OF_SEVERAL))
 
     @contextmanager
     def timed(self) -> Iterator[int]:
@@ -93,7 +94,7 @@ class Pace:
             self.turns.pop()
         else:
             self.brought[self.window][places] += 1
-        if not self.turns and self._is_known(FIRST):
+        if not self.turns and self._is_known(self.first):
             self._weigh()
             self._choose()
         self.window = self.turns[-1] if self.turns else self.window
@@ -122,9 +123,10 @@ class Pace:
         self.least.clear()
 
     def _choose(self) -> None:
-        best = max(self.cost, key=lambda w: self.speed(w) * (STAY if w == FIRST else 1))
-        # a wider pass costs no less, a narrower one at least half
-        least = {2 * best: self.cost[best], best // 2: self.cost[best] / 2}
+        best = max(self.cost, key=lambda w: self.speed(w) * (STAY if w == self.first else 1))
+        narrower = max(best // 2, min(WINDOWS))
+        # a wider pass costs no less, a narrower one at least its share
+        least = {2 * best: self.cost[best], narrower: self.cost[best] * narrower / best}
         hopes = {w: self.places(w) / cost for w, cost in least.items() if self._is_new(w)}
         tried = max(hopes, key=hopes.get, default=best)
         self.window = best

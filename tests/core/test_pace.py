@@ -12,7 +12,7 @@ import torch
 from lumina_core import Sampling
 from lumina_core.sampling import pace
 from lumina_core.sampling.events import WINDOWS
-from lumina_core.sampling.pace import FIRST, SURE, TRIAL, Pace
+from lumina_core.sampling.pace import FIRST, FIRST_OF_SEVERAL, SURE, TRIAL, Pace
 
 JACOBI = Sampling(decode="jacobi")
 
@@ -21,8 +21,8 @@ class Transformer:
     """Only there to be remembered."""
 
 
-def contexts(transformer, dtype=torch.float32):
-    cache = SimpleNamespace(rows=2)
+def contexts(transformer, dtype=torch.float32, rows=2):
+    cache = SimpleNamespace(rows=rows)
     return SimpleNamespace(transformer=transformer, cache=cache, device="cpu", dtype=dtype)
 
 
@@ -93,6 +93,17 @@ def test_what_was_learnt_is_kept_for_the_next_run_of_the_same_kind(monkeypatch):
     assert again.window == first.window
     assert not Pace.of(contexts(transformer), Sampling(decode="jacobi", cfg=1.0)).settled
     assert not Pace.of(contexts(Transformer()), JACOBI).settled
+
+
+def test_several_rows_begin_narrower_and_widen_where_that_pays(monkeypatch):
+    assert Pace.of(contexts(Transformer(), rows=1), JACOBI).window == FIRST
+    of = Pace.of(contexts(Transformer()), JACOBI)
+    accepted = {2: 1, 3: 2, 6: 4, 12: 6, 24: 8}
+    windows = run(monkeypatch, of, 12 * TRIAL, accepted.get, lambda w: 1.0)
+    assert windows[0] == FIRST_OF_SEVERAL
+    assert windows[-1] == 2 * FIRST_OF_SEVERAL
+    of = Pace.of(contexts(Transformer()), JACOBI)
+    assert run(monkeypatch, of, 20 * TRIAL, lambda w: 1, lambda w: w)[-1] == min(WINDOWS)
 
 
 def test_a_window_that_is_set_stays(monkeypatch):
