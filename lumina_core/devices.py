@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from .errors import InputError
@@ -27,3 +29,8 @@ def quick_in_bfloat16(device: torch.device) -> bool:
         return device.type == "cuda"
     tell = getattr(torch.cpu, "get_capabilities", dict)  # an earlier torch does not tell
     return any(tell().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def has_onednn() -> bool:
+    """Whether oneDNN multiplies here as it does on the processors it was written for."""
+    return platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import int8
+from . import int8, packed
 
 FEW = 64  # inputs up to which a product on a CPU is taken the other way round
 SORTED = 12  # and up to which it is much faster where each of them lies in one piece
@@ -88,7 +88,7 @@ def joined(linears: Sequence[nn.Module], device) -> Callable[[torch.Tensor], tor
     if weight is None:
         return None
     if is_plain(linears[0]):
-        return multiply(weight)
+        return multiply(weight, linears[0])
     if not int8.fits(weight, device):
         return None
     scale = torch.cat([linear.weight_scale for linear in linears]).to(device)
@@ -117,11 +117,18 @@ def one_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
     return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
 
 
-def multiply(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What computes x (n, columns) @ weight.T, (n, rows)."""
+def multiply(weight: torch.Tensor, owner: nn.Module | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What computes x (n, columns) @ weight.T, (n, rows); for a layer whose weight it begins with, see `packed`."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and not torch.is_grad_enabled():
+        if owner is not None and packed.fits(weight):
+            return partial(multiply_packed, weight=weight, copy=packed.copy_of(weight, owner))
         return partial(multiply_few, weight=weight)
     return partial(F.linear, weight=weight)
+
+
+def multiply_packed(x: torch.Tensor, weight: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
+    """x (n, columns) @ weight.T, (n, rows), from the weight or its copy."""
+    return multiply_few(x, weight) if len(x) <= packed.FEW else packed.multiply(x, copy)
 
 
 def multiply_few(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

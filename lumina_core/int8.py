@@ -7,10 +7,11 @@ the input loses, half a step, 2^-24 of the row's largest number. Source: `torch.
 
 from __future__ import annotations
 
-import platform
 from functools import cache
 
 import torch
+
+from .devices import has_onednn
 
 DIGITS = 3
 LARGEST = 127 * 65536  # below the largest that digits from -128 to 127 can write, so that rounding stays in
@@ -66,7 +67,7 @@ def _worth(device: torch.device) -> torch.Tensor:
 @cache
 def _works(device: torch.device) -> bool:
     """Whether large products come out right there: old processors add them up in 16 bits, old cards have none."""
-    if device.type == "cpu" and not (_is_x86() and torch.backends.mkldnn.is_available()):
+    if device.type == "cpu" and not has_onednn():
         return False  # there it is a plain loop, slower than expanding the weights
     with torch.inference_mode(False):
         one = torch.full((LEAST, 256), 127, dtype=torch.int8, device=device)
@@ -75,7 +76,3 @@ def _works(device: torch.device) -> bool:
             return bool((torch._int_mm(one, -one.t()) == -(127**2) * 256).all())
         except (RuntimeError, AttributeError):  # older versions have no such product, or none there
             return False
-
-
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")

@@ -14,8 +14,9 @@ PUBLIC = "__init__"  # stands for the public names of the library
 MAY_IMPORT = {  # every module of lumina_core -> modules of lumina_core it may import; `errors` is open to all
     "errors": set(),
     "cache": set(),
-    "int8": set(),
-    "fused": {"int8"},
+    "int8": {"devices"},
+    "packed": {"devices"},
+    "fused": {"int8", "packed"},
     "norms": set(),
     "transformer": {"cache", "fused", "norms"},
     "unirep": set(),
