@@ -328,14 +328,20 @@ class Transformer(nn.Module):
             x = layer(x, i, reach)
         return norm(x).view(r, t, -1)
 
-    def scores(self, hidden: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 scores (..., V) of hidden states; `head` limits them to some rows of the head (`head_rows`)."""
-        if head is None:
-            return self.lm_head(hidden).float()
-        return multiply(head)(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1]).float()
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 scores (..., V) of hidden states."""
+        return self.lm_head(hidden).float()
 
-    def head_rows(self, ids: torch.Tensor, device, dtype: torch.dtype) -> torch.Tensor:
-        """The rows of the output head for `ids`, to be used with `scores`; a view when the ids are consecutive."""
+    def head(self, ids: torch.Tensor, device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What computes the float32 scores (..., len(ids)) of some tokens alone, of hidden states (..., hidden).
+
+        Right as long as the weight is not moved, patched or replaced.
+        """
+        computed = multiply(self._head_rows(ids, device, dtype), self.lm_head)
+        return lambda hidden: computed(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1]).float()
+
+    def _head_rows(self, ids: torch.Tensor, device, dtype: torch.dtype) -> torch.Tensor:
+        """The rows of the output head for `ids`; a view when the ids are consecutive."""
         weight = self.lm_head.weight
         # a host's patches, put off until the weight is used
         for patch in getattr(self.lm_head, "weight_function", ()):

@@ -68,14 +68,14 @@ def code_log_probs(
 
     cond = states(prefix[:start] + opened)
     uncond = states(opened) if cfg != 1.0 else None
-    head = transformer.head_rows(vocabulary.code_ids, device, cond.dtype)
+    head = transformer.head(vocabulary.code_ids, device, cond.dtype)
     codes = grid.codes[given:].to(device)
     out = []
     for first in range(0, len(codes), ROWS):
         part = slice(first, first + ROWS)
-        scores = transformer.scores(cond[part], head)
+        scores = head(cond[part])
         if uncond is not None:
-            scores = guide(scores, transformer.scores(uncond[part], head), cfg)
+            scores = guide(scores, head(uncond[part]), cfg)
         out.append(scores.log_softmax(-1).gather(-1, codes[part, :, None])[..., 0].cpu())
     return torch.cat(out)
 

@@ -42,7 +42,7 @@ class Painter:
         self.guided = sampling.cfg != 1.0
         device = contexts.device
         self.code_ids = vocabulary.code_ids.to(device)
-        self.head = contexts.transformer.head_rows(vocabulary.code_ids, device, contexts.dtype)
+        self.head = contexts.transformer.head(vocabulary.code_ids, device, contexts.dtype)
         self.codes = torch.zeros(len(pictures), 0, shape[1], dtype=torch.int64, device=device)
         self.finite = Finite(device, contexts.dtype)
 
@@ -119,7 +119,7 @@ class Painter:
 
     def allowed(self, hidden: torch.Tensor, places: int | torch.Tensor) -> torch.Tensor:
         """Scores (pictures, ..., codes) after guidance and top-k, of the states of all rows (rows, ..., hidden)."""
-        scores = self.contexts.transformer.scores(hidden, self.head)
+        scores = self.head(hidden)
         self.finite.note(scores)
         if self.guided:
             cond, uncond = scores.chunk(2)

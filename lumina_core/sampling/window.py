@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from ..unirep import Vocabulary
 from .contexts import Contexts
-from .events import Event, RowFinished, Sampling
+from .events import LARGEST_WINDOW, Event, RowFinished, Sampling
 from .logits import draw, gumbel, rekey, uniform
 from .pace import Pace
 from .painter import Painter
@@ -84,7 +84,7 @@ class WindowPainter(Painter):
         self.ids = torch.cat([self.code_ids, torch.tensor([self.vocabulary.row_end], device=device)])
         kept = self.codes.new_full((len(self.pictures), *self.shape), -1) if self.kept is None else self.kept
         # (pictures, places): what is set instead of drawn, row ends among it; -1 elsewhere
-        self.fixed = F.pad(kept, (0, 1), value=self.row_end).flatten(1)
+        fixed = F.pad(kept, (0, 1), value=self.row_end).flatten(1)
         noise = self.noise(slice(self.given, self.given + 1))[:, 0]
         code = draw(self.allowed(self.hidden, self.given), self.sampling.temperature, noise)
         self.line = code[:, None].repeat(1, self.places)  # the first draft everywhere
@@ -92,33 +92,40 @@ class WindowPainter(Painter):
         whole = rows * self.stride
         self.line[:, :whole].unflatten(1, (rows, self.stride))[:, :, :-1] = self.codes
         self.line[:, whole : self.given] = self.begun
-        self.line = torch.where(self.fixed < 0, self.line, self.fixed)
+        self.free = fixed < 0
+        self.line = torch.where(self.free, self.line, fixed)
         self.drafted = torch.full((len(self.line), 1), self.given + 1, device=device)
+        self.steps = torch.arange(LARGEST_WINDOW, device=device)
         return self.given + 1
 
     def step(self, count: torch.Tensor, window: int, most: int) -> torch.Tensor:
         """One pass: refines `line`; gives the places accepted (pictures,), from 1 to `window`."""
-        steps = torch.arange(window, device=count.device)
-        fed = (count[:, None] - 1 + steps).clamp(max=self.places - 1)
-        seen = (count[:, None] + steps).clamp(max=self.places - 1)  # the places whose scores the pass gives
-        self.draft(seen)
-        tokens = self.ids[self.line.gather(1, fed)]
-        hidden = self.contexts.peek(tokens, count - 1 - self.given, most - 1 - self.given)
-        codes, held = self.verify(self.allowed(hidden, seen), seen)
-        fixed = self.fixed.gather(1, seen)
-        self.line.scatter_(1, seen, torch.where(fixed < 0, codes, fixed))
-        accepted = 1 + (held | (fixed >= 0))[:, :-1].long().cumprod(1).sum(1)
+        count = count[:, None]
+        seen = (count + self.steps[:window]).clamp(max=self.places - 1)  # whose scores the pass gives
+        free = self.free.gather(1, seen)
+        drafts = self.drafts(seen, free)
+        fed = torch.cat([self.line.gather(1, count - 1), drafts[:, :-1]], 1)
+        ahead = count[:, 0] - 1 - self.given
+        hidden = self.contexts.peek(self.ids.take(fed), ahead, most - 1 - self.given)
+        codes, held = self.verify(self.allowed(hidden, seen), seen, drafts)
+        self.line.scatter_(1, seen, torch.where(free, codes, drafts))
+        accepted = 1 + (held | ~free)[:, :-1].long().cumprod(1).sum(1)
         self.shift(accepted)
         return accepted
 
-    def draft(self, places: torch.Tensor) -> None:
-        """Gives places that enter the window their first draft: the code above."""
-        fresh = (places >= self.drafted) & (places >= self.stride) & (self.fixed.gather(1, places) < 0)
-        above = self.line.gather(1, (places - self.stride).clamp(min=0))
-        self.line.scatter_(1, places, torch.where(fresh, above, self.line.gather(1, places)))
-        self.drafted = torch.maximum(self.drafted, places[:, -1:] + 1)
+    def drafts(self, places: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+        """What stands at places (pictures, window); those that enter the window begin with the code above.
 
-    def verify(self, scores: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        Above the first row there is none; it begins with the picture's first code.
+        """
+        fresh = (places >= self.drafted) & free
+        above = self.line.gather(1, (places - self.stride).clamp(min=0))
+        self.drafted = torch.maximum(self.drafted, places[:, -1:] + 1)
+        return torch.where(fresh, above, self.line.gather(1, places))
+
+    def verify(
+        self, scores: torch.Tensor, places: torch.Tensor, drafts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (pictures, window) of the places, and whether each draft held."""
         raise TypeError("a window mode says how it verifies")
 
@@ -149,9 +156,11 @@ class Jacobi(WindowPainter):
             self.firsts = torch.arange(pictures, device=self.keys.device)[:, None] * places
         return super().open_line()
 
-    def verify(self, scores: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def verify(
+        self, scores: torch.Tensor, places: torch.Tensor, drafts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         codes = draw(scores, self.sampling.temperature, self.noise_of(places))
-        return codes, codes == self.line.gather(1, places)
+        return codes, codes == drafts
 
     def noise_of(self, places: torch.Tensor) -> torch.Tensor | None:
         """Noise (pictures, window, codes) of places; computed once where a picture's noise is small."""
@@ -175,16 +184,18 @@ class Coupled(WindowPainter):
         self.q: torch.Tensor | None = None  # (pictures, window, codes), what the drafts were drawn from
         return super().open_line()
 
-    def draft(self, places: torch.Tensor) -> None:
-        """Gives places that enter the window a first draft from the uniform distribution."""
+    def drafts(self, places: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+        """What stands at places; those that enter the window begin with a draft from the uniform distribution."""
         codes = len(self.code_ids)
-        fresh = (places >= self.drafted) & (self.fixed.gather(1, places) < 0)
+        fresh = (places >= self.drafted) & free
         u = uniform(rekey(self.keys_of(places), -1), 1)[..., 0]
         drawn = (u * codes).long().clamp(max=codes - 1)
-        self.line.scatter_(1, places, torch.where(fresh, drawn, self.line.gather(1, places)))
         self.drafted = torch.maximum(self.drafted, places[:, -1:] + 1)
+        return torch.where(fresh, drawn, self.line.gather(1, places))
 
-    def verify(self, scores: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def verify(
+        self, scores: torch.Tensor, places: torch.Tensor, drafts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.sampling.temperature == 0:
             p = torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
         else:
@@ -192,7 +203,7 @@ class Coupled(WindowPainter):
         q = torch.full_like(p, 1 / p.shape[-1]) if self.q is None else self.q[:, : p.shape[1]]
         self.passes += 1
         keys = rekey(self.keys_of(places), self.passes)  # new noise in every pass
-        draft = self.line.gather(1, places).clamp(max=p.shape[-1] - 1)[..., None]
+        draft = drafts.clamp(max=p.shape[-1] - 1)[..., None]
         accept = uniform(rekey(keys, 0), 1) * q.gather(-1, draft) < p.gather(-1, draft)
         rest = (p - q).clamp(min=0).log() + gumbel(keys, p.shape[-1])
         self.p = p

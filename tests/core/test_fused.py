@@ -74,8 +74,8 @@ def test_positions_beyond_the_first_tables_have_their_own_angles():
 @pytest.mark.parametrize("ids", [[30, 31, 32], [32, 31, 30], [30, 32, 31, 33], [31, 40]])
 def test_scores_of_some_tokens_come_in_the_order_they_are_asked_for(transformer, ids):
     hidden = transformer(TOKENS)
-    head = transformer.head_rows(torch.tensor(ids), hidden.device, hidden.dtype)
-    torch.testing.assert_close(transformer.scores(hidden, head), transformer.scores(hidden)[..., ids])
+    head = transformer.head(torch.tensor(ids), hidden.device, hidden.dtype)
+    torch.testing.assert_close(head(hidden), transformer.scores(hidden)[..., ids])
 
 
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])

@@ -73,7 +73,7 @@ def test_the_cache_is_gone_when_a_generation_is_closed(tiny_model, caches):
 def test_the_cache_is_gone_when_a_generation_fails_though_the_error_is_held(tiny_model, caches, monkeypatch):
     _, events = start(tiny_model)
     next(events)
-    monkeypatch.setattr(tiny_model.transformer, "scores", lambda *_: 1 / 0)
+    monkeypatch.setattr(tiny_model.transformer, "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError) as held:
         list(events)
     assert not any(ref() is not None for ref in caches[0][0]), held

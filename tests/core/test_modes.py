@@ -40,8 +40,8 @@ class Table(torch.nn.Module):
     def new_cache(self, rows, capacity, device, dtype):
         return SimpleNamespace(rows=rows, capacity=capacity, copy_row=lambda *_: None)
 
-    def head_rows(self, ids, device, dtype):
-        return None
+    def head(self, ids, device, dtype):
+        return lambda hidden: hidden @ self.table
 
     def parts(self, device):
         return None
@@ -52,9 +52,6 @@ class Table(torch.nn.Module):
             row = torch.arange(cache.rows)[rows, None]
             tokens = tokens + 32 * (row >= cache.rows // 2)
         return torch.nn.functional.one_hot(tokens, 64).float()
-
-    def scores(self, hidden, head=None):
-        return hidden @ self.table
 
 
 VOCABULARY = Vocabulary(
@@ -151,8 +148,8 @@ def test_the_entropy_of_a_place_sets_how_many_codes_stay_there():
 class Biased(Coupled):
     """The control: after a refusal it draws from the whole distribution again, as 2.0's own speculative code does."""
 
-    def verify(self, scores, places):
-        codes, held = super().verify(scores, places)
+    def verify(self, scores, places, drafts):
+        codes, held = super().verify(scores, places, drafts)
         again = window.gumbel(window.rekey(self.keys_of(places), -9 - self.passes), self.p.shape[-1])
         return torch.where(held, codes, (self.p.log() + again).argmax(-1)), held
 

@@ -52,7 +52,7 @@ def passes(model, device: torch.device) -> list[torch.Tensor]:
     first = t(tokens, 0, cache)
     start = torch.tensor([6, 6]).to(device)
     hidden = t(tokens[:, :3], start, cache, length=9)
-    scores = t.scores(hidden, t.head_rows(model.vocabulary.code_ids, device, hidden.dtype))
+    scores = t.head(model.vocabulary.code_ids, device, hidden.dtype)(hidden)
     return [first, hidden, scores, t.scores(hidden)]
 
 
