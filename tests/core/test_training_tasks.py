@@ -306,10 +306,9 @@ def test_pictures_drawn_side_by_side_are_those_of_the_library(tiny, decode):
                 assert torch.equal(grid.codes, drawn), kind
 
 
+@pytest.mark.parametrize("tiny", ["nano-mgpt1"], indirect=True)  # it alone answers in text
 def test_texts_written_side_by_side_are_those_of_the_library(tiny):
     recipe, _, model, _ = tiny
-    if recipe.family.id != "mgpt1":
-        pytest.skip("only 1.0 answers in text alone")
     prompts = prompts_of(model, [example("question", "held-out", n, recipe.sizes[0]) for n in range(3)])
     sampling = Sampling(cfg=1.0, temperature=1.0, text_top_k=5, max_tokens=12)
     drawn, many = side_by_side(model, prompts, [7, 8, 9], sampling)
@@ -320,10 +319,9 @@ def test_texts_written_side_by_side_are_those_of_the_library(tiny):
         assert written == [t for e in alone if isinstance(e, TextPiece) for t in e.tokens]
 
 
+@pytest.mark.parametrize("tiny", ["nano-mgpt1"], indirect=True)  # one is enough
 def test_batches_are_functions_of_the_step_and_hold_rows_of_like_length(tiny):
-    recipe, language, _, _ = tiny
-    if recipe.family.id != "mgpt1":
-        pytest.skip("one is enough")
+    _, language, _, _ = tiny
     lengths = {"text_to_image": 40, "depth": 90}
     dataset = {}
     for kind, length in lengths.items():
