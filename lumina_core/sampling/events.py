@@ -11,7 +11,7 @@ from ..unirep import TokenGrid
 
 MODES = ("ar", "jacobi", "coupled")
 LARGEST_WINDOW = 256
-# tried where none is set, in steps of the double; 2 is plain decoding with row ends taken along
+# tried where none is set, each against its half and its double; 2 is plain decoding with row ends taken along
 WINDOWS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 COUPLED_WINDOW = 32
 
