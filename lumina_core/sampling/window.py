@@ -84,7 +84,7 @@ class WindowPainter(Painter):
         self.ids = torch.cat([self.code_ids, torch.tensor([self.vocabulary.row_end], device=device)])
         kept = self.codes.new_full((len(self.pictures), *self.shape), -1) if self.kept is None else self.kept
         # (pictures, places): what is set instead of drawn, row ends among it; -1 elsewhere
-        fixed = F.pad(kept, (0, 1), value=self.row_end).flatten(1)
+        self.fixed = F.pad(kept, (0, 1), value=self.row_end).flatten(1)
         noise = self.noise(slice(self.given, self.given + 1))[:, 0]
         code = draw(self.allowed(self.hidden, self.given), self.sampling.temperature, noise)
         self.line = code[:, None].repeat(1, self.places)  # the first draft everywhere
@@ -92,8 +92,7 @@ class WindowPainter(Painter):
         whole = rows * self.stride
         self.line[:, :whole].unflatten(1, (rows, self.stride))[:, :, :-1] = self.codes
         self.line[:, whole : self.given] = self.begun
-        self.free = fixed < 0
-        self.line = torch.where(self.free, self.line, fixed)
+        self.line = torch.where(self.fixed < 0, self.line, self.fixed)
         self.drafted = torch.full((len(self.line), 1), self.given + 1, device=device)
         self.steps = torch.arange(LARGEST_WINDOW, device=device)
         return self.given + 1
@@ -102,11 +101,11 @@ class WindowPainter(Painter):
         """One pass: refines `line`; gives the places accepted (pictures,), from 1 to `window`."""
         count = count[:, None]
         seen = (count + self.steps[:window]).clamp(max=self.places - 1)  # whose scores the pass gives
-        free = self.free.gather(1, seen)
+        free = self.fixed.gather(1, seen) < 0
         drafts = self.drafts(seen, free)
         fed = torch.cat([self.line.gather(1, count - 1), drafts[:, :-1]], 1)
         ahead = count[:, 0] - 1 - self.given
-        hidden = self.contexts.peek(self.ids.take(fed), ahead, most - 1 - self.given)
+        hidden = self.contexts.peek(self.ids[fed], ahead, most - 1 - self.given)
         codes, held = self.verify(self.allowed(hidden, seen), seen, drafts)
         self.line.scatter_(1, seen, torch.where(free, codes, drafts))
         accepted = 1 + (held | ~free)[:, :-1].long().cumprod(1).sum(1)
