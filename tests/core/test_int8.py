@@ -11,23 +11,10 @@ from torch import nn
 
 from lumina_core import int8, load, quant
 from lumina_core.fused import one_weight
+from tests.core.int8_inputs import inputs, layer
 
 CPU = torch.device("cpu")
 TOKENS = torch.arange(12).view(2, 6) + 5
-
-
-def layer(rows: int = 64, columns: int = 96, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    return quant.quantise(torch.randn(rows, columns, generator=rng), "int8")
-
-
-def inputs(count: int, columns: int = 96) -> torch.Tensor:
-    """Rows of very different lengths; in the first one number is 3,000 times as large as others, the last is empty."""
-    x = torch.randn(count, columns, generator=torch.Generator().manual_seed(count))
-    x *= torch.logspace(-4, 2, count)[:, None]
-    x[0, 0] *= 3000
-    x[-1] = 0
-    return x
 
 
 @pytest.mark.parametrize("count", [2, 3, 16, 33, int8.CHUNK, 2 * int8.CHUNK + 1])

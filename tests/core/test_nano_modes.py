@@ -39,7 +39,7 @@ def test_every_window_draws_the_picture_of_plain_decoding(model, cfg, batch, siz
 
 
 @pytest.mark.parametrize("model", ["nano-mgpt2"], indirect=True)
-@pytest.mark.parametrize("window", [16, 32])
+@pytest.mark.parametrize("window", [12, 16, 32])
 def test_jacobi_needs_at_least_two_and_a_half_times_fewer_passes(model, window):
     prompt = text_prompt(model, TEXT, SIZE)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lumina_core import int8
-from tests.core.test_int8 import inputs, layer
+from tests.core.int8_inputs import inputs, layer
 
 pytestmark = [
     pytest.mark.gpu,
