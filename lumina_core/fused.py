@@ -117,10 +117,10 @@ def one_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
     return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
 
 
-def multiply(weight: torch.Tensor, owner: nn.Module | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What computes x (n, columns) @ weight.T, (n, rows); for a layer whose weight it begins with, see `packed`."""
+def multiply(weight: torch.Tensor, owner: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What computes x (n, columns) @ weight.T, (n, rows); `owner` is the layer that `packed` keeps a copy for."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and not torch.is_grad_enabled():
-        if owner is not None and packed.fits(weight):
+        if packed.fits(weight):
             return partial(multiply_packed, weight=weight, copy=packed.copy_of(weight, owner))
         return partial(multiply_few, weight=weight)
     return partial(F.linear, weight=weight)

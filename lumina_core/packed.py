@@ -40,9 +40,10 @@ def _works() -> bool:
 
 
 def copy_of(weight: torch.Tensor, owner: nn.Module) -> torch.Tensor:
-    """The copy of a weight that begins with that of `owner`; made anew if any of its numbers is another than before.
+    """The copy of a weight that is kept for a layer: of its own, of a part of it, or of one that it begins.
 
-    Hosts patch weights in place, past the count that torch keeps of that, so their bits are summed up.
+    It is made anew when the sum of the weight's bits is another: hosts patch weights in place, past the count that
+    torch keeps of that.
     """
     numbers = (len(weight), int(weight.view(torch.int64).sum()))
     kept = _kept.get(owner)

@@ -83,6 +83,13 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
                 p.copy_(values * 0.1 + ("norm" in name and name.endswith("weight")))
 
 
+def apart(transformer) -> Transformer:
+    """The same weights, each in memory of its own."""
+    other = Transformer(transformer.config).requires_grad_(False)
+    other.load_state_dict(transformer.state_dict())
+    return other
+
+
 def build(folder: Path, *, seed: int = 0, positions: int = 4096) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)

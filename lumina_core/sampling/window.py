@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from ..unirep import Vocabulary
 from .contexts import Contexts
-from .events import LARGEST_WINDOW, Event, RowFinished, Sampling
+from .events import Event, RowFinished, Sampling
 from .logits import draw, gumbel, rekey, uniform
 from .pace import Pace
 from .painter import Painter
@@ -94,18 +94,16 @@ class WindowPainter(Painter):
         self.line[:, whole : self.given] = self.begun
         self.line = torch.where(self.fixed < 0, self.line, self.fixed)
         self.drafted = torch.full((len(self.line), 1), self.given + 1, device=device)
-        self.steps = torch.arange(LARGEST_WINDOW, device=device)
         return self.given + 1
 
     def step(self, count: torch.Tensor, window: int, most: int) -> torch.Tensor:
         """One pass: refines `line`; gives the places accepted (pictures,), from 1 to `window`."""
-        count = count[:, None]
-        seen = (count + self.steps[:window]).clamp(max=self.places - 1)  # whose scores the pass gives
+        newest, steps = count - 1, torch.arange(window, device=count.device)
+        seen = (count[:, None] + steps).clamp(max=self.places - 1)  # the places whose scores the pass gives
         free = self.fixed.gather(1, seen) < 0
         drafts = self.drafts(seen, free)
-        fed = torch.cat([self.line.gather(1, count - 1), drafts[:, :-1]], 1)
-        ahead = count[:, 0] - 1 - self.given
-        hidden = self.contexts.peek(self.ids[fed], ahead, most - 1 - self.given)
+        fed = torch.cat([self.line.gather(1, newest[:, None]), drafts[:, :-1]], 1)
+        hidden = self.contexts.peek(self.ids[fed], newest - self.given, most - 1 - self.given)
         codes, held = self.verify(self.allowed(hidden, seen), seen, drafts)
         self.line.scatter_(1, seen, torch.where(free, codes, drafts))
         accepted = 1 + (held | ~free)[:, :-1].long().cumprod(1).sum(1)
@@ -113,14 +111,14 @@ class WindowPainter(Painter):
         return accepted
 
     def drafts(self, places: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-        """What stands at places (pictures, window); those that enter the window begin with the code above.
-
-        Above the first row there is none; it begins with the picture's first code.
-        """
+        """What stands at places (pictures, window); those that enter the window get their first draft."""
         fresh = (places >= self.drafted) & free
-        above = self.line.gather(1, (places - self.stride).clamp(min=0))
         self.drafted = torch.maximum(self.drafted, places[:, -1:] + 1)
-        return torch.where(fresh, above, self.line.gather(1, places))
+        return torch.where(fresh, self.first_drafts(places), self.line.gather(1, places))
+
+    def first_drafts(self, places: torch.Tensor) -> torch.Tensor:
+        """A first draft for each place: the code above, in the first row the picture's first code."""
+        return self.line.gather(1, (places - self.stride).clamp(min=0))
 
     def verify(
         self, scores: torch.Tensor, places: torch.Tensor, drafts: torch.Tensor
@@ -183,14 +181,11 @@ class Coupled(WindowPainter):
         self.q: torch.Tensor | None = None  # (pictures, window, codes), what the drafts were drawn from
         return super().open_line()
 
-    def drafts(self, places: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-        """What stands at places; those that enter the window begin with a draft from the uniform distribution."""
+    def first_drafts(self, places: torch.Tensor) -> torch.Tensor:
+        """A first draft for each place, from the uniform distribution."""
         codes = len(self.code_ids)
-        fresh = (places >= self.drafted) & free
         u = uniform(rekey(self.keys_of(places), -1), 1)[..., 0]
-        drawn = (u * codes).long().clamp(max=codes - 1)
-        self.drafted = torch.maximum(self.drafted, places[:, -1:] + 1)
-        return torch.where(fresh, drawn, self.line.gather(1, places))
+        return (u * codes).long().clamp(max=codes - 1)
 
     def verify(
         self, scores: torch.Tensor, places: torch.Tensor, drafts: torch.Tensor

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from lumina_core import load
-from lumina_core.fused import FEW, SORTED, is_plain, lay_together, multiply, one_weight
+from lumina_core.fused import FEW, SORTED, is_plain, lay_together, multiply_few, one_weight
 from lumina_core.norms import RMSNorm
 from lumina_core.transformer import Rotary, Transformer, TransformerConfig
 from tests import tiny
+from tests.tiny import apart
 
 TOKENS = torch.arange(12).view(2, 6) + 5
 
@@ -25,13 +26,6 @@ def groups(transformer):
         a, m = layer.self_attn, layer.mlp
         yield [a.q_proj, a.k_proj, a.v_proj]
         yield [m.gate_proj, m.up_proj]
-
-
-def apart(transformer) -> Transformer:
-    """The same weights, each in memory of its own."""
-    other = Transformer(transformer.config).requires_grad_(False)
-    other.load_state_dict(transformer.state_dict())
-    return other
 
 
 def test_a_loaded_checkpoint_has_them_together_under_their_own_names(transformer):
@@ -137,7 +131,7 @@ def test_a_product_of_few_inputs_is_that_of_many(count):
     truth = (inputs.double() @ weight.double().t())[:count]
     with torch.no_grad():
         for x in (inputs[:count], inputs.t().contiguous().t()[:count]):
-            torch.testing.assert_close(multiply(weight)(x).double(), truth, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(multiply_few(x, weight).double(), truth, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

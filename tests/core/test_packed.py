@@ -10,12 +10,12 @@ from torch import nn
 
 from lumina_core import load, packed
 from lumina_core.fused import multiply
-from lumina_core.transformer import Transformer
+from tests.tiny import apart
 
 TOKENS = torch.arange(12).view(2, 6) + 5
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.skipif(not packed.fits(torch.zeros(2, 2)), reason="oneDNN is not here")
+needs_it = pytest.mark.skipif(not packed.fits(torch.zeros(2, 2)), reason="oneDNN is not here")
 
 
 @pytest.fixture
@@ -23,18 +23,12 @@ def transformer(tiny_folder):
     return load(tiny_folder).transformer
 
 
-def apart(transformer) -> Transformer:
-    """The same weights in layers of their own."""
-    other = Transformer(transformer.config).requires_grad_(False)
-    other.load_state_dict(transformer.state_dict())
-    return other
-
-
 def owners(transformer) -> list[nn.Module]:
     """The layers that copies are kept for."""
     return [module for module in transformer.modules() if module in packed._kept]
 
 
+@needs_it
 @pytest.mark.parametrize("count", [1, packed.FEW, packed.FEW + 1, 7, packed.USUAL, 65, 300])
 def test_products_are_those_of_the_weight(count):
     rng = torch.Generator().manual_seed(count)
@@ -49,6 +43,7 @@ def test_products_are_those_of_the_weight(count):
     assert linear in packed._kept
 
 
+@needs_it
 @torch.inference_mode()
 def test_a_copy_is_made_once_and_goes_with_its_model(transformer):
     transformer.parts(CPU)
